@@ -1,0 +1,55 @@
+# make demo and make test do all of their own set-up: nothing but Python >= 3.11 is needed.
+# On Linux the torch of the package index brings CUDA libraries of several GB; for the CPU
+# build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := configs export plugins runtime
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint typecheck format clean
+
+help:
+	@echo "make demo       set up, then answer a question about a picture with 10 % of its tokens"
+	@echo "make test       set up, then lint, type check and all tests"
+	@echo "make lint       ruff and mypy only"
+	@echo "make format     let ruff mend what it can"
+	@echo "make venv       set up .venv only (PYTHON=python3.12 chooses the interpreter)"
+	@echo "make clean      remove everything that was generated"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "Python >= 3.11 is needed to export; $(PYTHON) is %d.%d. Try: make $(MAKECMDGOALS) PYTHON=python3.12" \
+	  % sys.version_info[:2])'
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python demo/demo.py
+
+test: lint
+	$(BIN)/python -m pytest --cov -n auto --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory typecheck
+
+typecheck: $(STAMP)
+	@mkdir -p build/typecheck/divprune
+	@for package in $(PACKAGES); do ln -sfn ../../../$$package build/typecheck/divprune/$$package; done
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
