@@ -1,0 +1,132 @@
+"""``divprune-export``: the command line of the exporter."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+
+__all__ = ["add_arguments", "main", "run"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``divprune-export``."""
+    parser = argparse.ArgumentParser(
+        prog="divprune-export",
+        description="Export a LLaVA-type model to an engine directory with DivPrune inside.",
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the exporter's options; ``optimum-cli export divprune`` has the same."""
+    from divprune.export.selection import selector_names
+
+    add = parser.add_argument
+    add("--model", required=True, help="preset (llava-1.5-7b), hub id (org/name) or directory")
+    add("--keep", type=float, help="fraction of visual tokens KEPT, e.g. 0.1 (vtw takes none)")
+    add("--output", type=Path, help="engine directory to write (default ./<model>-keep<keep>)")
+    add(
+        "--target",
+        default="onnxruntime",
+        help="onnxruntime (default), tensorrt (10.15 or later), tensorrt-rtx, jetpack6"
+        " (TensorRT 10.3 to 10.14)",
+    )
+    add("--dtype", default="fp16", help="fp16 (default) or fp32")
+    add(
+        "--quant",
+        help="weights of the language model: int4 (groups of 32, one zero point), int4-g128, "
+        "int4-g64-asym and so on, or int8",
+    )
+    add(
+        "--quant-method",
+        default="rtn",
+        help="rtn (default: round to nearest) or mse (smallest squared error; takes longer)",
+    )
+    add("--vision-quant", help="int8: weights and activations of the vision tower")
+    add(
+        "--selector",
+        default="divprune",
+        help="how tokens are chosen: " + ", ".join(selector_names()) + " (default divprune)",
+    )
+    add("--seed", type=int, default=0, help="of --selector random (default 0)")
+    add("--layer", type=int, help="layers in front of a selection inside the LLM (default 2, of"
+        " vtw 15)")  # fmt: skip
+    add("--tau", type=float, help="largest cosine of two tokens that greedyprune keeps (0.9)")
+    add(
+        "--positions",
+        help="contiguous (default: kept tokens are numbered anew) or original (for grounding;"
+        " default inside the LLM)",
+    )
+    add("--max-seq-len", type=int, help="longest prompt and answer together (default 2048)")
+    add(
+        "--max-weight-mib",
+        type=int,
+        help="split weights larger than this (default: 256 for jetpack6, else no limit)",
+    )
+    add("--revision", help="branch, tag or commit of a hub model")
+    add("--no-baseline", action="store_true", help="refuse --keep 1.0 at run time")
+    add("--no-verify", action="store_true", help="skip the check against transformers")
+    add("--force", action="store_true", help="replace an existing engine directory")
+    add_common_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export as ``args`` say; returns the exit code."""
+    configure_logging(verbose=args.verbose, quiet=args.quiet)
+    return run_guarded(lambda: _export(args))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from divprune.export.options import ExportOptions
+
+    options = ExportOptions(
+        model=args.model,
+        keep=args.keep,
+        output=args.output,
+        target=args.target,
+        dtype=args.dtype,
+        quant=args.quant,
+        quant_method=args.quant_method,
+        vision_quant=args.vision_quant,
+        selector=args.selector,
+        positions=args.positions,
+        layer=args.layer,
+        tau=args.tau,
+        max_seq_len=args.max_seq_len,
+        max_weight_mib=args.max_weight_mib,
+        revision=args.revision,
+        seed=args.seed,
+        baseline=not args.no_baseline,
+        verify=not args.no_verify,
+        force=args.force,
+    )
+    _require_export_packages()
+    from divprune.export.progress import Progress
+
+    progress = Progress(bars=False if args.quiet else None)
+    with progress.step("loading torch and transformers"):
+        from divprune.export.export_model import export_model
+    summary = export_model(options, progress)
+    if not args.quiet:
+        print(summary)
+    return 0
+
+
+def _require_export_packages() -> None:
+    """Say which command installs what is missing, instead of an ImportError halfway."""
+    import importlib.util
+
+    from divprune.runtime.errors import UnsupportedError
+
+    needed = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "rich")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(
+            "the packages that an export needs are not installed",
+            expected=", ".join(needed),
+            found="no " + ", ".join(missing),
+            fix='pip install "divprune-edge[export]"',
+        )

@@ -1,0 +1,106 @@
+"""ONNX Runtime's own operators (com.microsoft)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from divprune.export.decoder.dialects.protocol import KVPair, StepState
+from divprune.export.decoder.spec import DecoderSpec
+from divprune.export.graph_writer import GraphWriter
+from divprune.export.quantization.dynamic_int8 import dynamic_int8_matmul
+from divprune.export.quantization.matmul_nbits import matmul_nbits
+from divprune.export.quantization.matrix import QuantizedMatrix
+
+__all__ = ["OrtDialect"]
+
+
+class OrtDialect:
+    """ONNX Runtime's own operators: rotary, normalisation and grouped-query attention.
+
+    GroupQueryAttention reads only the live part of the cache and updates it in place when its
+    past and present are bound to one buffer. It needs no opset above 20, so that ONNX Runtime
+    1.22 and Python 3.10 can run it.
+    """
+
+    name = "ort"
+    opset_imports: Mapping[str, int] = MappingProxyType({"": 20, "com.microsoft": 1})
+    cache_output: Literal["present", "new"] = "present"
+    min_onnxruntime = "1.22"
+
+    def step_state(
+        self,
+        op: GraphWriter,
+        spec: DecoderSpec,
+        inputs_embeds: ir.Value,
+        rope: tuple[ir.Value, ir.Value],
+        write_indices: ir.Value,
+        max_seq_len: int,
+    ) -> StepState:
+        """Cache lengths as GroupQueryAttention wants them: int32 [1]."""
+        length = op("Shape", inputs_embeds, start=1, end=2, name="sequence_length")
+        total = op("Add", write_indices, length, name="total_length")
+        last = op("Sub", total, op.constant(np.array([1], np.int64), "one"), name="last_slot")
+        extras = {
+            "seqlens_k": op("Cast", last, to=ir.DataType.INT32, name="seqlens_k"),
+            "total": op("Cast", total, to=ir.DataType.INT32, name="total_sequence_length"),
+            # The rows of cosine and sine are already those of position_ids.
+            "row_offset": op.constant(np.array([0], np.int64), "row_offset"),
+        }
+        return StepState(*rope, extras)
+
+    def quantized_matmul(
+        self,
+        op: GraphWriter,
+        x: ir.Value,
+        weight: QuantizedMatrix,
+        dtype: ir.DataType,
+        name: str,
+    ) -> ir.Value:
+        """MatMulNBits for 4 bits; dynamic int8 for 8."""
+        spell = matmul_nbits if weight.scheme.bits == 4 else dynamic_int8_matmul
+        return spell(op, x, weight, dtype, name)
+
+    def rms_norm(self, op: GraphWriter, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """SimplifiedLayerNormalization; ONNX Runtime fuses it with the residual addition."""
+        return op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=epsilon, stash_type=1)
+
+    def rotary(self, op: GraphWriter, x: ir.Value, num_heads: int, state: StepState) -> ir.Value:
+        """com.microsoft RotaryEmbedding over rows 0..S-1 of this step's cosine and sine."""
+        return op(
+            "RotaryEmbedding",
+            x,
+            state.extras["row_offset"],
+            state.cosine,
+            state.sine,
+            domain="com.microsoft",
+            num_heads=num_heads,
+        )
+
+    def attention(
+        self,
+        op: GraphWriter,
+        spec: DecoderSpec,
+        qkv: tuple[ir.Value, ir.Value, ir.Value],
+        past: KVPair,
+        state: StepState,
+    ) -> tuple[ir.Value, KVPair]:
+        """com.microsoft GroupQueryAttention with a shared past/present buffer."""
+        output, key, value = op.multi(
+            "GroupQueryAttention",
+            *qkv,
+            past.key,
+            past.value,
+            state.extras["seqlens_k"],
+            state.extras["total"],
+            num_outputs=3,
+            domain="com.microsoft",
+            num_heads=spec.num_heads,
+            kv_num_heads=spec.num_kv_heads,
+            scale=spec.head_dim**-0.5,
+        )
+        return output, KVPair(key, value)

@@ -1,0 +1,159 @@
+"""The LLM graph: embeddings in, last-row logits and the updated cache out.
+
+| | name | dtype, shape | meaning |
+|---|---|---|---|
+| in | inputs_embeds | float [1, S, hidden] | S = prompt length in prefill, 1 in decode |
+| in | position_ids | int64 [1, S] | for the rotary embedding only |
+| in | write_indices | int64 [1] | first cache slot to write |
+| in/out | past_key_i, past_value_i / present_key_i, present_value_i | float [1, KV heads, S_max, head dim] | one buffer each, updated in place |
+| out | logits | float32 [1, 1, vocabulary] | last row only |
+
+In the dialect ``delta`` the cache is an input only; instead of present_key_i and present_value_i
+there are new_key_i and new_value_i, float [1, KV heads, S, head dim], which the runtime writes.
+
+Cut before layer L there are two of them. The front has layers 0 to L - 1 and, instead of logits,
+``hidden_states`` [1, S, hidden] and on demand ``last_query`` [1, 1, heads * head dim], the last
+row's rotated query in layer L - 1. The back has the other layers and the head, and takes
+``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from divprune.export.decoder.block import BlockWriter
+from divprune.export.decoder.dialects import Dialect, KVPair
+from divprune.export.decoder.spec import DecoderSpec
+from divprune.export.graph_files import ir_version
+from divprune.export.graph_writer import GraphWriter
+from divprune.export.weights import WeightSource
+
+__all__ = ["DecoderPart", "write_decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderPart:
+    """Which layers a graph has; the part with the last one has the head too.
+
+    ``max_seq_len`` is the number of cache slots, ``last_query`` asks for that output.
+    """
+
+    name: str
+    layers: range
+    max_seq_len: int
+    last_query: bool = False
+
+    @property
+    def input_name(self) -> str:
+        """What the rows that come in are called."""
+        return "hidden_states" if self.layers.start else "inputs_embeds"
+
+
+def write_decoder(
+    spec: DecoderSpec, dialect: Dialect, weights: WeightSource, part: DecoderPart
+) -> ir.Model:
+    """Write the decoder or a part of it; its weights are read when the model is saved."""
+    op = GraphWriter()
+    dtype = weights.dtype
+    rows = _input(part.input_name, dtype, (1, "sequence", spec.hidden_size))
+    position_ids = _input("position_ids", ir.DataType.INT64, (1, "sequence"))
+    write_indices = _input("write_indices", ir.DataType.INT64, (1,))
+    cache_shape = (1, spec.num_kv_heads, part.max_seq_len, spec.head_dim)
+    pasts = [
+        KVPair(
+            _input(f"past_key_{i}", dtype, cache_shape),
+            _input(f"past_value_{i}", dtype, cache_shape),
+        )
+        for i in part.layers
+    ]
+    with op.scope("shared"):
+        rope = _rope(op, spec, position_ids, dtype)
+        state = dialect.step_state(op, spec, rows, rope, write_indices, part.max_seq_len)
+    blocks = BlockWriter(op, spec, dialect, weights)
+    hidden, outputs = rows, []
+    for layer, past in zip(part.layers, pasts, strict=True):
+        hidden, present = blocks.write(layer, hidden, past, state)
+        outputs += _cache_outputs(dialect, layer, present, past.key)
+    results = _results(op, blocks, hidden, spec, part, dtype)
+    caches = [value for past in pasts for value in (past.key, past.value)]
+    graph = ir.Graph(
+        inputs=[rows, position_ids, write_indices, *caches],
+        outputs=[*results, *outputs],
+        nodes=op.nodes,
+        initializers=op.initializers,
+        opset_imports=dict(dialect.opset_imports),
+        name=part.name,
+    )
+    return ir.Model(
+        graph, ir_version=ir_version(dialect.opset_imports[""]), producer_name="divprune-edge"
+    )
+
+
+def _results(
+    op: GraphWriter,
+    blocks: BlockWriter,
+    hidden: ir.Value,
+    spec: DecoderSpec,
+    part: DecoderPart,
+    dtype: ir.DataType,
+) -> list[ir.Value]:
+    """What a graph gives beside the cache."""
+    if part.layers.stop == spec.num_layers:
+        return [_head(op, blocks, hidden, spec)]
+    results = [_output(hidden, "hidden_states", dtype, (1, "sequence", spec.hidden_size))]
+    if part.last_query:
+        query = blocks.last_query(part.layers.stop - 1)
+        results.append(_output(query, "last_query", dtype, (1, 1, spec.num_heads * spec.head_dim)))
+    return results
+
+
+def _rope(
+    op: GraphWriter, spec: DecoderSpec, position_ids: ir.Value, dtype: ir.DataType
+) -> tuple[ir.Value, ir.Value]:
+    """Cosine and sine of this step's positions, [S, head_dim / 2]; angles in float32."""
+    frequencies = np.array(spec.inverse_frequencies, np.float32)[None, :]
+    column = op("Reshape", position_ids, op.constant(np.array([-1, 1]), "column"))
+    positions = op("Cast", column, to=ir.DataType.FLOAT, name="positions")
+    angles = op("Mul", positions, op.constant(frequencies, "inverse_frequencies"), name="angles")
+    cosine, sine = op("Cos", angles), op("Sin", angles)
+    if spec.rope_scaling != 1.0:
+        factor = op.constant(np.array(spec.rope_scaling, np.float32), "rope_scaling")
+        cosine, sine = op("Mul", cosine, factor), op("Mul", sine, factor)
+    return (
+        op("Cast", cosine, to=dtype, name="cosine"),
+        op("Cast", sine, to=dtype, name="sine"),
+    )
+
+
+def _head(op: GraphWriter, blocks: BlockWriter, hidden: ir.Value, spec: DecoderSpec) -> ir.Value:
+    with op.scope("head"):
+        last = op("Gather", hidden, op.constant(np.array([-1]), "last_row"), axis=1)
+        normed = blocks.norm(last, "language_model.norm")
+        name = "language_model.embed_tokens" if spec.tied_head else "lm_head"
+        logits = op("Cast", blocks.linear(normed, name), to=ir.DataType.FLOAT)
+    return _output(logits, "logits", ir.DataType.FLOAT, (1, 1, spec.vocab_size))
+
+
+def _cache_outputs(dialect: Dialect, layer: int, present: KVPair, past: ir.Value) -> list[ir.Value]:
+    assert past.dtype is not None
+    assert past.shape is not None
+    batch, heads, slots, head_dim = past.shape.numpy()
+    shape = (batch, heads, slots if dialect.cache_output == "present" else "sequence", head_dim)
+    return [
+        _output(value, f"{dialect.cache_output}_{part}_{layer}", past.dtype, shape)
+        for part, value in (("key", present.key), ("value", present.value))
+    ]
+
+
+def _input(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+    return ir.val(name, dtype=dtype, shape=shape)
+
+
+def _output(
+    value: ir.Value, name: str, dtype: ir.DataType, shape: tuple[int | str, ...]
+) -> ir.Value:
+    value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
+    return value

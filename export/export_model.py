@@ -1,0 +1,166 @@
+"""The export from end to end: checkpoint in, engine directory out.
+
+checkpoint ─► vision graph ─► LLM graph ─► host files ─► self-check ─► manifest ─► rename
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import onnx_ir as ir
+
+from divprune.export.decoder.graph import write_decoder
+from divprune.export.graph_files import DECODER_FILES, describe_graph, save_graph
+from divprune.export.host_files import write_embeddings, write_host_files
+from divprune.export.lanes import check_graph
+from divprune.export.make_manifest import make_manifest
+from divprune.export.options import ExportOptions
+from divprune.export.plan import ExportPlan, make_plan
+from divprune.export.progress import Progress
+from divprune.export.selection.in_llm_graph import write_in_llm_selection
+from divprune.export.source import resolve_model
+from divprune.export.staging import check_free_space, stage_directory
+from divprune.export.summary import ExportSummary
+from divprune.export.tensorrt_graphs import write_tensorrt_graphs
+from divprune.export.verify import check_onnxruntime, verify_export
+from divprune.export.vision_graphs import write_vision_graphs
+from divprune.runtime.chat_template import ChatTemplate
+from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.generation_config import load_eos_token_ids
+from divprune.runtime.image_processor import ImageProcessor
+from divprune.runtime.manifest import GraphSpec
+from divprune.runtime.memory import peak_rss
+from divprune.runtime.prompt import build_prompt
+from divprune.runtime.tokenization import TextTokenizer
+
+__all__ = ["ExportOptions", "export_model"]
+
+_DECODER_STEPS = {
+    "llm": "writing the LLM graph",
+    "llm_front": "writing the front of the LLM",
+    "llm_back": "writing the back of the LLM",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(options: ExportOptions, progress: Progress | None = None) -> ExportSummary:
+    """Export a checkpoint to an engine directory.
+
+    Returns:
+        What was written, for the summary at the end.
+
+    Raises:
+        DivPruneError: for anything the user can mend; nothing is left behind.
+    """
+    started = time.monotonic()
+    progress = progress or Progress()
+    output = options.output_directory()
+    # First of all: a target that cannot be written must not cost a download.
+    with stage_directory(output, force=options.force) as directory:
+        source = resolve_model(options.model, options.revision)  # shows a download by itself
+        with progress.step("reading the checkpoint"):
+            plan = make_plan(options, source)
+        if options.verify:
+            check_onnxruntime(plan.dialect)
+        check_free_space(directory, plan.estimated_bytes())
+        # The cheap files before the large ones: a prompt that cannot work shows in seconds.
+        write_host_files(plan.checkpoint.path, directory, plan.checkpoint.config)
+        prompt_text_tokens = _check_prompt(plan, directory)
+        _check_room(plan, prompt_text_tokens)
+        graphs = _write_graphs(plan, directory, progress)
+        with progress.step("writing the embeddings"):
+            write_embeddings(directory, plan.weights)
+        _check_nothing_left_out(plan)
+        errors = verify_export(plan, directory, progress) if options.verify else None
+        manifest = make_manifest(plan, directory, graphs, progress)
+        (directory / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+    return ExportSummary(
+        directory=output,
+        manifest=manifest,
+        prompt_text_tokens=prompt_text_tokens,
+        verify_errors=errors,
+        seconds=time.monotonic() - started,
+        peak_memory=peak_rss(),
+    )
+
+
+def _write_graphs(plan: ExportPlan, directory: Path, progress: Progress) -> dict[str, GraphSpec]:
+    graphs = write_vision_graphs(plan, directory, progress)
+    for part in plan.decoder_parts():
+        llm = write_decoder(plan.spec, plan.dialect, plan.weights, part)
+        path, what = DECODER_FILES[part.name], _DECODER_STEPS[part.name]
+        graphs[part.name] = _save(plan, llm, directory, path, what, progress)
+    if plan.in_llm is not None and plan.in_llm.inputs:
+        between = write_in_llm_selection(plan, plan.in_llm)
+        graphs["llm_selection"] = _save(
+            plan, between, directory, "llm/selection.onnx", "writing the selection", progress
+        )
+    decoder = [part.name for part in plan.decoder_parts()]
+    return graphs | write_tensorrt_graphs(
+        plan.lane, directory, plan.selector, plan.num_image_tokens, plan.num_kept, decoder
+    )
+
+
+def _save(
+    plan: ExportPlan,
+    model: ir.Model,
+    directory: Path,
+    path: str,
+    description: str,
+    progress: Progress,
+) -> GraphSpec:
+    if plan.lane.limits is not None:
+        check_graph(model, plan.lane.limits)
+    save_graph(model, directory / path, description, progress)
+    return describe_graph(model, path)
+
+
+def _check_nothing_left_out(plan: ExportPlan) -> None:
+    """A decoder tensor that no graph used is a feature that no graph has."""
+    names = (n for n in plan.tensor_names if n.startswith(("language_model.", "lm_head.")))
+    unused = plan.weights.unused(names)
+    if unused:
+        raise UnsupportedError(
+            "the text model has weights that the LLM graph does not know",
+            expected="every tensor of the decoder used",
+            found=", ".join(unused[:5]) + (" ..." if len(unused) > 5 else ""),
+        )
+
+
+def _check_prompt(plan: ExportPlan, directory: Path) -> int:
+    """Make a prompt the way the runtime will; returns its length without the image."""
+    load_eos_token_ids(directory / "generation_config.json")
+    tokenizer = TextTokenizer.from_dir(directory)
+    source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    template = ChatTemplate(source, tokenizer.special_tokens)
+    prompt = build_prompt("Describe the image.", 1, template, tokenizer, plan.family.image_token_id)
+    processor = ImageProcessor.from_config(
+        json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+    )
+    if processor.size != plan.family.image_size:
+        raise CheckpointError(
+            "image processor and vision tower do not fit each other",
+            expected=f"pictures of {plan.family.image_size} (height, width), from config.json",
+            found=f"{processor.size}, from preprocessor_config.json",
+        )
+    return len(prompt.ids) - 1
+
+
+def _check_room(plan: ExportPlan, prompt_text_tokens: int) -> None:
+    """Refuse a cache that not even a short prompt with one picture fits into."""
+    baseline = plan.options.baseline
+    visual = plan.num_image_tokens if baseline else plan.num_fed
+    needed = prompt_text_tokens + visual + 1
+    if needed > plan.max_seq_len:
+        raise OptionError(
+            "the cache has no room for a picture and an answer"
+            + (" at keep 1.0, the baseline" if baseline else ""),
+            expected=f"--max-seq-len of at least {needed} ({visual} visual tokens and "
+            "a prompt of a few words)",
+            found=plan.max_seq_len,
+            fix=f"--max-seq-len {needed + 128}" + (", or --no-baseline" if baseline else ""),
+        )

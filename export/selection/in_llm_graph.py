@@ -1,0 +1,61 @@
+"""The selection graph between the two halves of the decoder (``llm/selection.onnx``).
+
+Inputs are those of ``SELECTION_INPUTS`` that the selector asks for; the output is
+``selection_order``, int64 [K], of one picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from divprune.export.graph_files import ir_version
+from divprune.export.graph_writer import GraphWriter
+
+if TYPE_CHECKING:
+    from divprune.export.plan import ExportPlan
+    from divprune.export.selection import InLLMSelector
+
+__all__ = ["write_in_llm_selection"]
+
+
+def write_in_llm_selection(plan: ExportPlan, selector: InLLMSelector) -> ir.Model:
+    """The selection of K of the N tokens of one picture, in float32 whatever comes in."""
+    op, opset = GraphWriter(prefix="selection"), plan.lane.vision_opset
+    shapes = _input_shapes(plan)
+    inputs = {name: ir.val(name, *shapes[name]) for name in selector.inputs}
+    in_float32 = {
+        name: value if value.dtype == ir.DataType.INT64 else _cast(op, value)
+        for name, value in inputs.items()
+    }
+    order = selector.write(op, in_float32, plan.num_image_tokens, plan.num_kept)
+    order.name, order.type = "selection_order", ir.TensorType(ir.DataType.INT64)
+    order.shape = ir.Shape([plan.num_kept])
+    graph = ir.Graph(
+        inputs=list(inputs.values()),
+        outputs=[order],
+        nodes=op.nodes,
+        initializers=op.initializers,
+        opset_imports={"": opset},
+        name="llm_selection",
+    )
+    return ir.Model(graph, ir_version=ir_version(opset), producer_name="divprune-edge")
+
+
+def _input_shapes(plan: ExportPlan) -> dict[str, tuple[ir.DataType, tuple[int, ...]]]:
+    spec, dtype = plan.spec, plan.weights.dtype
+    return {
+        "visual_states": (dtype, (plan.num_image_tokens, spec.hidden_size)),
+        "last_state": (dtype, (1, spec.hidden_size)),
+        "last_query": (dtype, (1, 1, spec.num_heads * spec.head_dim)),
+        "keys": (dtype, (1, spec.num_kv_heads, plan.max_seq_len, spec.head_dim)),
+        "first_slot": (ir.DataType.INT64, (1,)),
+        "num_slots": (ir.DataType.INT64, (1,)),
+    }
+
+
+def _cast(op: GraphWriter, value: ir.Value) -> ir.Value:
+    in_float32 = op("Cast", value, to=ir.DataType.FLOAT)
+    in_float32.dtype, in_float32.shape = ir.DataType.FLOAT, value.shape
+    return in_float32

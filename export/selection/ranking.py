@@ -1,0 +1,75 @@
+"""Tokens by falling value, ties to the lowest index: in NumPy and in ONNX."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from divprune.export.graph_writer import GraphWriter
+
+__all__ = ["LowestIndex", "highest_first", "ranking_regret", "write_highest_first"]
+
+
+def highest_first(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Indices int64 [count] of the largest of values [N], falling; ties from the lowest up."""
+    return np.argsort(-values, kind="stable")[:count].astype(np.int64)
+
+
+def ranking_regret(values: npt.NDArray[np.float32], order: npt.NDArray[np.int64]) -> float:
+    """The largest shortfall of a choice from the largest value left, as a part of the largest.
+
+    A token chosen twice is never worth it.
+    """
+    left = values.astype(np.float64)
+    scale = float(max(np.abs(left).max(), np.finfo(np.float32).tiny))
+    regret = 0.0
+    for token in order:
+        regret = max(regret, float(left.max() - left[token]) / scale)
+        left[token] = -np.inf
+    return regret
+
+
+class LowestIndex:
+    """Finds in each row of a table of bools the lowest column that is true.
+
+    Its constants belong to the graph it is made in; a loop body captures them by name.
+    """
+
+    def __init__(self, op: GraphWriter, num_columns: int) -> None:
+        self.ids = op.constant(np.arange(num_columns, dtype=np.int32)[np.newaxis], "ids")
+        self._beyond = op.constant(np.array([[num_columns]], np.int32), "beyond")
+        self._last = op.constant(np.array([[num_columns - 1]], np.int32), "last_id")
+        self._axes = op.constant(np.array([1], np.int64), "axes")
+
+    def write(self, op: GraphWriter, hits: ir.Value) -> ir.Value:
+        """Append nodes: bool [R, N] to int32 [R, 1]; N - 1 for a row that is false throughout."""
+        candidates = op("Where", hits, self.ids, self._beyond)
+        return op("Min", op("ReduceMin", candidates, self._axes, keepdims=1), self._last)
+
+
+def write_highest_first(op: GraphWriter, values: ir.Value, num_tokens: int, count: int) -> ir.Value:
+    """Append nodes for ``highest_first``: float32 [1, N] to int32 [count, 1].
+
+    ::
+
+        values --+-- Greater(column) ------------+
+                 |                               Or -- sum per token -- Equal(0 .. count - 1)
+                 +-- Equal(column) & lower id ---+                       -- lowest id
+
+    Not ``TopK``, whose choice among equal values is left open. A token's place is the number
+    of tokens before it. With a NaN places may be missing; indices still stay in range.
+    """
+    with op.scope("ranking"):
+        lowest = LowestIndex(op, num_tokens)
+        places = op("Transpose", _write_places(op, values, lowest.ids), perm=[1, 0])
+        wanted = op.constant(np.arange(count, dtype=np.float32)[:, np.newaxis], "places")
+        return lowest.write(op, op("Equal", places, wanted))
+
+
+def _write_places(op: GraphWriter, values: ir.Value, ids: ir.Value) -> ir.Value:
+    """How many tokens come before each: float32 [1, N] to float32 [N, 1]."""
+    column, ids_column = (op("Transpose", value, perm=[1, 0]) for value in (values, ids))
+    earlier = op("And", op("Equal", values, column), op("Less", ids, ids_column))
+    before = op("Cast", op("Or", op("Greater", values, column), earlier), to=ir.DataType.FLOAT)
+    return op("ReduceSum", before, op.constant(np.array([1], np.int64), "axes"), keepdims=1)

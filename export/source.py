@@ -1,0 +1,242 @@
+"""Find the checkpoint that ``--model`` names: a preset, a directory, or a hub repository."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.runtime.errors import CheckpointError, DivPruneError, OptionError
+
+__all__ = [
+    "ALLOW_PATTERNS",
+    "IGNORE_PATTERNS",
+    "ModelSource",
+    "read_json_object",
+    "resolve_model",
+    "weight_files",
+]
+
+logger = logging.getLogger(__name__)
+
+ALLOW_PATTERNS = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors")
+IGNORE_PATTERNS = ("*/*",)  # other people's conversions (onnx/, gguf/) lie in folders
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint on this machine and where it came from.
+
+    Attributes:
+        path: Directory with config.json and safetensors.
+        model_id: Hub id, or the name of a local directory.
+        revision: Commit hash on the hub; ``None`` for a local directory.
+    """
+
+    path: Path
+    model_id: str
+    revision: str | None
+
+
+def resolve_model(model: str, revision: str | None = None) -> ModelSource:
+    """Turn what the user gave as ``--model`` into a directory, downloading if need be.
+
+    A preset's name wins over a directory of that name (write ``./name`` for the directory), a
+    directory over a hub id.
+
+    Args:
+        model: Preset name, local directory, or hub id (``org/name``).
+        revision: Branch, tag or commit on the hub; not for local directories.
+
+    Raises:
+        OptionError: if ``model`` is none of the three, or ``revision`` goes with a directory.
+        CheckpointError: if the directory is no checkpoint, or the hub does not give it.
+    """
+    if model in list_presets():
+        return _from_hub(load_preset(model).hub_id, revision)
+    path = Path(model).expanduser()
+    if model and path.exists():
+        return _from_directory(path, revision)
+    if _HUB_ID.fullmatch(model) and not model.startswith("."):
+        return _from_hub(model, revision)
+    raise OptionError(
+        f"--model {model} is not a preset, a directory or a hub id",
+        expected=f"a preset ({', '.join(list_presets())}), an existing directory, "
+        "or a hub id of the form org/name",
+        found=model,
+        fix=_nearest(model),
+    )
+
+
+def _nearest(model: str) -> str | None:
+    guess = suggest_preset(model)
+    return None if guess is None else f"--model {guess} if that was meant"
+
+
+def _from_directory(path: Path, revision: str | None) -> ModelSource:
+    if revision is not None:
+        raise OptionError(
+            "--revision goes with models from the hub only",
+            expected="no --revision with a local directory",
+            found=f"--revision {revision} and {path}",
+        )
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is not a checkpoint directory",
+            expected=f"{path / 'config.json'}",
+            found="no such file",
+            fix="give the directory that holds config.json and the safetensors files",
+        )
+    weight_files(path)
+    return ModelSource(path, path.resolve().name, None)
+
+
+def _from_hub(model_id: str, revision: str | None) -> ModelSource:
+    import huggingface_hub
+
+    logger.info("looking for %s (revision %s)", model_id, revision or "main")
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            model_id,
+            revision=revision,
+            allow_patterns=list(ALLOW_PATTERNS),
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except Exception as error:  # errors of the hub, its HTTP client and the file system
+        raise _hub_error(model_id, revision, error) from error
+    path = Path(snapshot)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{model_id} has no config.json",
+            expected="a repository with a transformers checkpoint",
+            found=f"{path} without it",
+            fix=_download_command(model_id, revision),
+        )
+    weight_files(path, model_id)
+    return ModelSource(path, model_id, path.name)
+
+
+def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPruneError:
+    """The reason for a failed download and the command that mends it."""
+    from huggingface_hub import errors
+
+    url = f"https://huggingface.co/{model_id}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, errors.HFValidationError):
+        return OptionError(
+            f"{model_id} is not a hub id", expected="org/name", found=reason, fix=_nearest(model_id)
+        )
+    if isinstance(error, errors.GatedRepoError):
+        fix = f"accept the terms at {url}, then: hf auth login"
+        return CheckpointError(f"access to {model_id} is gated", found=reason, fix=fix)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        fix = f"check the name at {url}; if it is private: hf auth login"
+        return CheckpointError(f"the hub has no {model_id}", found=reason, fix=fix)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return CheckpointError(
+            f"{model_id} has no revision {revision}",
+            found=reason,
+            fix=f"take a branch, tag or commit from {url}/commits/main",
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
+        why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else "the hub is out of reach"
+        return CheckpointError(
+            f"{model_id} is not in the local cache, and {why}",
+            expected=f"revision {revision or 'main'} in the cache, or a connection",
+            found=reason,
+            fix=("HF_HUB_OFFLINE=0 " if offline else "") + _download_command(model_id, revision),
+        )
+    return CheckpointError(
+        f"{model_id} could not be downloaded",
+        found=f"{type(error).__name__}: {reason}",
+        fix=_download_command(model_id, revision),
+    )
+
+
+def _download_command(model_id: str, revision: str | None) -> str:
+    return f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
+
+
+def weight_files(path: Path, model: str | None = None) -> tuple[Path, ...]:
+    """The safetensors files of a checkpoint directory, through the index if there is one.
+
+    Args:
+        path: Checkpoint directory.
+        model: How the user named it, for the conversion command in errors.
+
+    Raises:
+        CheckpointError: if a shard is missing, or there are only ``pytorch_model.bin`` files
+            (the error gives the command that converts them).
+    """
+    index = path / "model.safetensors.index.json"
+    single = path / "model.safetensors"
+    if single.is_file():  # wins over an index, as in transformers
+        return (single,)
+    if index.is_file():
+        return _indexed_files(index)
+    if any(path.glob("pytorch_model*.bin")) or model is not None:
+        raise CheckpointError(
+            f"{path} has no safetensors weights",
+            expected="model.safetensors, or shards with model.safetensors.index.json",
+            found=", ".join(sorted(entry.name for entry in path.glob("*.bin"))) or "no weights",
+            fix=_conversion_command(model or str(path)),
+        )
+    raise CheckpointError(
+        f"{path} has no weights",
+        expected="model.safetensors, or shards with model.safetensors.index.json",
+        found=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing",
+        fix="download the checkpoint again",
+    )
+
+
+def _indexed_files(index: Path) -> tuple[Path, ...]:
+    content = read_json_object(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map", fix="download the checkpoint again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{index} names a shard outside its directory", expected="file names", found=name
+            )
+        if not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"the shard {index.parent / name} is missing",
+                expected=f"{len(names)} shards, as {index.name} lists them",
+                found=f"{sum((index.parent / name).is_file() for name in names)} of them",
+                fix="download the checkpoint again",
+            )
+    return tuple(index.parent / name for name in names)
+
+
+def _conversion_command(model: str) -> str:
+    target = Path(model).name + "-safetensors"
+    return (
+        'python -c "from transformers import AutoProcessor, LlavaForConditionalGeneration as M; '
+        f"M.from_pretrained({model!r}, dtype='auto').save_pretrained({target!r}); "
+        f'AutoProcessor.from_pretrained({model!r}).save_pretrained({target!r})"'
+    )
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object.
+
+    Raises:
+        CheckpointError: if it is missing or holds something else.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing", fix="give the directory of a checkpoint")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON", found=error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object", found=type(content).__name__)
+    return content

@@ -1,0 +1,126 @@
+"""The vision graph and its selection against transformers and the selector's reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divprune.export.memory import release_freed_memory
+from divprune.export.plan import ExportPlan
+from divprune.export.selection import Selector
+from divprune.export.selection.downsample import resize
+from divprune.export.verify.comparison import Tolerance, check_distinct, check_regret, compare
+from divprune.export.verify.reference import load_weights
+from divprune.export.verify.subgraph import make_session, more_outputs, run_session
+from divprune.runtime.errors import NumericalError
+
+__all__ = ["check_vision"]
+
+
+def check_vision(plan: ExportPlan, directory: Path) -> float:
+    """Compare what a random picture becomes; returns the worst relative error.
+
+    Raises:
+        NumericalError: if features, signals of the tower, or the selection differ.
+    """
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((1, 3, *plan.family.image_size)).astype(np.float32)
+    if plan.pre_llm is not None and plan.pre_llm.pass_size(plan.num_kept) is not None:
+        return _check_small_picture(plan, plan.pre_llm, directory, pixels)
+    names = [signal.name for signal in plan.signals.values()]
+    reference = _reference_outputs(plan, pixels, names)
+    release_freed_memory()
+    with more_outputs(directory / "vision" / "model.onnx", names) as path:
+        outputs = run_session(make_session(path), {"pixel_values": pixels})
+    tolerance = Tolerance.of(plan.options).vision
+    errors = [
+        compare(part, _rows(outputs[name]), _rows(expected), tolerance)
+        for part, name, expected in zip(
+            ["vision graph", *names], ["image_features", *names], reference, strict=True
+        )
+    ]
+    if plan.pre_llm is not None:
+        _check_selection(plan, plan.pre_llm, outputs)
+    return max(errors)
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """As float32 rows; numbers per token, such as attention, are one row together."""
+    return np.atleast_2d(array.astype(np.float32))
+
+
+def _reference_outputs(
+    plan: ExportPlan, pixels: np.ndarray, signals: list[str]
+) -> list[np.ndarray]:
+    """Features, then signals, as transformers' modules give them in float32."""
+    import torch
+
+    module = plan.family.image_feature_module(signals)
+    load_weights(module, plan.weights)
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(pixels))
+    return [output.numpy() for output in (outputs if signals else [outputs])]
+
+
+def _check_selection(plan: ExportPlan, selector: Selector, outputs: dict[str, np.ndarray]) -> None:
+    """The kept rows are those of the order, and every choice in it was the best one."""
+    order, features = outputs["selection_order"], outputs["image_features"]
+    check_distinct(order, len(features))
+    signals = {needed: outputs[signal.name] for needed, signal in plan.signals.items()}
+    if selector.merges:
+        _check_mixture(plan, selector, order, signals, outputs["selected_features"])
+    elif not np.array_equal(outputs["selected_features"], features[np.sort(order)]):
+        raise NumericalError("the kept rows are not those of selection_order in raster order")
+    regret = selector.regret(features.astype(np.float32), order, signals)
+    check_regret(selector.name, regret)
+
+
+def _check_mixture(
+    plan: ExportPlan,
+    selector: Selector,
+    order: np.ndarray,
+    signals: dict[str, np.ndarray],
+    found: np.ndarray,
+) -> None:
+    """The merged rows are the projector's answer to the reference's mixtures."""
+    import torch
+
+    projector = plan.family.projector_module()
+    load_weights(projector, plan.weights)
+    mixed = selector.mix(order, signals)
+    with torch.no_grad():
+        expected = projector(torch.from_numpy(mixed)).numpy()
+    tolerance = Tolerance.of(plan.options).vision
+    compare(f"mixtures of {selector.name}", found.astype(np.float32), expected, tolerance)
+
+
+def _check_small_picture(
+    plan: ExportPlan, selector: Selector, directory: Path, pixels: np.ndarray
+) -> float:
+    """Compare the small picture's tokens, and the full picture's where they were written."""
+    import torch
+
+    module: Any = plan.family.image_feature_module()
+    load_weights(module, plan.weights)
+    size = selector.pass_size(plan.num_kept)
+    assert size is not None
+    with torch.no_grad():
+        small = torch.from_numpy(resize(pixels, size))
+        expected = module(small, interpolate_pos_encoding=True).numpy()[-plan.num_kept :]
+        full = module(torch.from_numpy(pixels)).numpy()
+    feeds = {"pixel_values": pixels}
+    outputs = run_session(make_session(directory / "vision" / "model.onnx"), feeds)
+    order = outputs["selection_order"]
+    check_distinct(order, plan.num_image_tokens)
+    if selector.regret(full, order) > 0:
+        raise NumericalError(f"the order in the graph is not that of {selector.name}")
+    tolerance = Tolerance.of(plan.options).vision
+    selected = outputs["selected_features"].astype(np.float32)
+    error = compare("small picture's vision graph", selected, expected, tolerance)
+    if not plan.options.baseline:
+        return error
+    outputs = run_session(make_session(directory / "vision" / "full.onnx"), feeds)
+    features = outputs["image_features"].astype(np.float32)
+    return max(error, compare("full picture's vision graph", features, full, tolerance))
