@@ -1,0 +1,271 @@
+"""Backends: what runs the graphs of an engine directory, behind one protocol.
+
+The pipeline above knows only ``Backend``. Each adapter module offers
+``load(directory, *, device, threads)`` and imports its library inside functions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol, cast
+
+from divprune.runtime.errors import OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from divprune.runtime.engine_directory import EngineDirectory
+
+__all__ = [
+    "BACKENDS",
+    "DEVICES",
+    "Backend",
+    "ImageFeatures",
+    "Logits",
+    "PrunedPrefill",
+    "Selection",
+    "SmallPictureFeatures",
+    "check_choice",
+    "choose_device",
+    "load_backend",
+    "load_selection",
+]
+
+log = logging.getLogger(__name__)
+
+BACKENDS = {
+    "onnxruntime": "divprune.runtime.backends.onnxruntime",
+    "tensorrt": "divprune.runtime.backends.tensorrt",
+}
+DEVICES = ("cpu", "cuda")
+_BACKEND_FOR_TARGET = {
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt",
+    "jetpack6": "tensorrt",
+}
+_DEFAULT_DEVICE = {"onnxruntime": "cpu", "tensorrt": "cuda"}
+
+
+# From image features [N, hidden] to the kept indices int64 [K], in the order chosen.
+Selection = Callable[["NDArray[np.floating]"], "NDArray[np.int64]"]
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision graph says about one picture.
+
+    A selection inside the LLM comes later: ``selection_order`` and ``selected_features`` are
+    empty then.
+
+    Attributes:
+        image_features: float [N, hidden], all projected tokens in raster order.
+        selection_order: int64 [K], kept indices in the order they were chosen.
+        selected_features: float [K, hidden], the kept rows (or mixtures) in raster order.
+        num_broken: Tokens with a NaN or Inf among their features, where the backend has
+            counted them itself.
+
+    Features may be on a device: then they are no arrays, but are indexed by row and turned
+    into arrays like them, and a prompt is spliced where they are.
+    """
+
+    image_features: NDArray[np.floating]
+    selection_order: NDArray[np.int64]
+    selected_features: NDArray[np.floating]
+    num_broken: int | None = None
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, tokens before pruning."""
+        return len(self.image_features)
+
+    def rows_behind(self, count: int) -> NDArray[np.floating]:
+        """The rows that a choice of ``count`` tokens rests on: all of them."""
+        del count
+        return self.image_features
+
+
+class SmallPictureFeatures(ImageFeatures):
+    """The same where the tower saw a smaller picture (``downsample``).
+
+    The full picture goes through the tower only when somebody asks for ``image_features``.
+    """
+
+    def __init__(
+        self,
+        order: NDArray[np.int64],
+        selected: NDArray[np.floating],
+        num_image_tokens: int,
+        encode_full: Callable[[], NDArray[np.floating]],
+    ) -> None:
+        object.__setattr__(self, "selection_order", order)
+        object.__setattr__(self, "selected_features", selected)
+        object.__setattr__(self, "num_broken", None)
+        object.__setattr__(self, "_num_image_tokens", num_image_tokens)
+        object.__setattr__(self, "_encode_full", encode_full)
+
+    @cached_property
+    def image_features(self) -> NDArray[np.floating]:
+        """All tokens of the full picture, float [N, hidden]."""
+        features: NDArray[np.floating] = self.__dict__["_encode_full"]()
+        return features
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, tokens of the full picture."""
+        return int(self.__dict__["_num_image_tokens"])
+
+    def rows_behind(self, count: int) -> NDArray[np.floating]:
+        """The small picture's tokens, unless every token of the full one is kept."""
+        return self.selected_features if count == len(self.selection_order) else self.image_features
+
+
+class Logits(Protocol):
+    """Scores [V] of the next token that are still on a device."""
+
+    def best(self) -> tuple[int, float]:
+        """The lowest index of the largest and its value; a NaN is larger than any number."""
+
+    def numpy(self) -> NDArray[np.float32]:
+        """All of them, copied to the host."""
+
+
+@dataclass(frozen=True)
+class PrunedPrefill:
+    """A prompt that lost visual tokens between decoder layers.
+
+    Attributes:
+        logits: float32 [V] of its last row.
+        orders: For each picture int64 [k], places of the kept tokens among its N, in the order
+            chosen.
+        selection_ms: Time of the selection, gathering the rows included.
+    """
+
+    logits: NDArray[np.float32]
+    orders: tuple[NDArray[np.int64], ...]
+    selection_ms: float
+
+
+class Backend(Protocol):
+    """One loaded engine directory: a vision graph, the LLM graphs and their KV cache."""
+
+    @property
+    def name(self) -> str:
+        """Library, version and device, as reports show it."""
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+        """Run the vision graph on float32 [crops, 3, H, W]."""
+
+    def reset(self) -> None:
+        """Start a new sequence: nothing in the cache counts as filled."""
+
+    def forward(
+        self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32] | Logits:
+        """Append S rows to the cache and return the logits [V] of the last one.
+
+        Args:
+            inputs_embeds: [1, S, hidden] in the dtype of the LLM graph.
+            position_ids: int64 [1, S], for the rotary embedding only.
+
+        Raises:
+            BackendError: if S rows do not fit into what is left of the cache.
+        """
+
+    def prefill_pruned(
+        self,
+        inputs_embeds: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        first_slots: Sequence[int],
+        num_kept: int,
+    ) -> PrunedPrefill:
+        """Start a sequence whose visual tokens are pruned between decoder layers.
+
+        All rows go through the layers in front of the selection, the kept ones through those
+        behind it, at the positions that they had. ``forward`` continues the sequence.
+
+        Args:
+            inputs_embeds: [1, S, hidden], the whole prompt.
+            position_ids: int64 [1, S].
+            first_slots: Row of the first of the N visual tokens of each picture.
+            num_kept: k of N tokens to keep of each picture, at most as many as are selected.
+
+        Raises:
+            BackendError: if the rows do not fit into the cache.
+            UnsupportedError: if this directory has no selection inside the LLM.
+        """
+
+
+class _Adapter(Protocol):
+    def load(self, directory: EngineDirectory, *, device: str, threads: int | None) -> Backend: ...
+
+    def load_selection(
+        self, directory: EngineDirectory, *, device: str, threads: int | None
+    ) -> Selection | None: ...
+
+
+def load_backend(
+    name: str | None, directory: EngineDirectory, *, device: str | None, threads: int | None
+) -> Backend:
+    """Load the graphs of ``directory`` with the backend ``name``.
+
+    Args:
+        name: A key of ``BACKENDS``; None takes the one the directory was exported for.
+        directory: An opened, verified engine directory.
+        device: ``cpu`` or ``cuda``; None takes the GPU with TensorRT and the CPU otherwise.
+        threads: Threads inside one operator; None leaves it to the library.
+
+    Raises:
+        OptionError: for an unknown backend or device, or a thread count below 1.
+        BackendError: if the backend is missing, too old, or refuses the graphs.
+    """
+    check_choice(name, device, threads)
+    adapter = _adapter(name, directory)
+    device = choose_device(name, directory, device)
+    start = perf_counter()
+    backend = adapter.load(directory, device=device, threads=threads)
+    log.info("%s loaded %s in %.1f s", backend.name, directory.path, perf_counter() - start)
+    return backend
+
+
+def load_selection(
+    name: str | None, directory: EngineDirectory, *, device: str | None, threads: int | None
+) -> Selection | None:
+    """Load the graph that holds the selection alone, to time what it takes of the vision graph.
+
+    Arguments and errors are those of ``load_backend``. None where the vision graph selects in
+    another way than that graph.
+    """
+    check_choice(name, device, threads)
+    device = choose_device(name, directory, device)
+    return _adapter(name, directory).load_selection(directory, device=device, threads=threads)
+
+
+def choose_device(name: str | None, directory: EngineDirectory, device: str | None) -> str:
+    """The device that was asked for, or the one that goes with the backend."""
+    return device or _DEFAULT_DEVICE[name or _BACKEND_FOR_TARGET[directory.manifest.target]]
+
+
+def check_choice(name: str | None, device: str | None, threads: int | None) -> None:
+    """Check a choice of backend that has not met an engine directory yet.
+
+    Raises:
+        OptionError: for an unknown backend or device, or a thread count below 1.
+    """
+    if name is not None and name not in BACKENDS:
+        raise OptionError(f"unknown backend {name!r}", expected=", ".join(BACKENDS), found=name)
+    if device is not None and device not in DEVICES:
+        raise OptionError(f"unknown device {device!r}", expected=", ".join(DEVICES), found=device)
+    if threads is not None and threads < 1:
+        raise OptionError("--threads must be at least 1", expected="1 or more", found=threads)
+
+
+def _adapter(name: str | None, directory: EngineDirectory) -> _Adapter:
+    name = name or _BACKEND_FOR_TARGET[directory.manifest.target]
+    return cast("_Adapter", import_module(BACKENDS[name]))

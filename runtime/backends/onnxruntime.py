@@ -1,0 +1,209 @@
+"""ONNX Runtime: the graphs as sessions, the KV cache bound in place.
+
+| graph | input | dtype, shape |
+|---|---|---|
+| vision | ``pixel_values`` | float32 [crops, 3, H, W] |
+| selection | ``image_features`` | float [N, hidden]; a selector may read more, or pixels |
+| llm | ``inputs_embeds`` | float [1, S, hidden] |
+| llm | ``position_ids`` | int64 [1, S] |
+| llm | ``write_indices`` | int64 [1], slots filled before this call |
+| llm | ``past_key_i``, ``past_value_i`` | float [1, KV heads, S_max, head dim] |
+
+Directories for TensorRT run here as well, to check them before they are copied to the device.
+In the dialect ``delta`` (target jetpack6) the LLM graph yields ``new_key_i`` and ``new_value_i``
+[1, KV heads, S, head dim], and this backend writes them into the cache (on the CPU only).
+
+With a selection inside the LLM there are ``llm_front``, ``llm_selection`` and ``llm_back``
+(`divprune.export.decoder.graph`, `divprune.export.selection.in_llm`) instead of ``llm``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from divprune.runtime.backends import ImageFeatures, PrunedPrefill, SmallPictureFeatures
+from divprune.runtime.backends.onnxruntime_decoder import DecoderSession
+from divprune.runtime.backends.onnxruntime_session import open_session, require_onnxruntime
+from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.kept_tokens import kept_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from divprune.runtime.backends import Selection
+    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.manifest import Manifest
+
+__all__ = ["OnnxRuntimeBackend", "load", "load_selection"]
+
+
+def load(directory: EngineDirectory, *, device: str, threads: int | None) -> OnnxRuntimeBackend:
+    """Open the graphs on ``device`` and allocate the KV cache.
+
+    Raises:
+        BackendError: if ONNX Runtime is missing, too old, without the device, or refuses.
+        EngineDirectoryError: if a graph is not the one that the manifest describes.
+    """
+    library = require_onnxruntime(directory.manifest, device)
+    manifest = directory.manifest
+    session = partial(open_session, library, directory, device=device, threads=threads)
+    # The larger ones first: what loading needs on top of the weights is gone when others come.
+    parts = [
+        DecoderSession(
+            library,
+            session(name, stop_spinning=False),
+            manifest.graphs[name],
+            device=device,
+            reads_masked_slots=manifest.dialect != "ort",
+        )
+        for name in manifest.llm_graphs
+    ]
+    vision = session("vision", stop_spinning=True)
+    has_selection = "llm_selection" in manifest.graphs
+    selection = session("llm_selection", stop_spinning=True) if has_selection else None
+    name = f"onnxruntime {library.__version__} ({device.upper()})"
+    open_full = partial(session, "full", stop_spinning=True)
+    return OnnxRuntimeBackend(vision, parts, selection, manifest, name, open_full)
+
+
+def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
+    """Open the selection graph; the errors are those of ``load``."""
+    library = require_onnxruntime(directory.manifest, device)
+    session = open_session(
+        library, directory, "selection", device=device, threads=threads, stop_spinning=True
+    )
+    others = _made_up_inputs(directory.manifest)
+    outputs = [output.name for output in directory.manifest.graphs["selection"].outputs]
+    takes_features = len(others) < len(session.get_inputs())
+
+    def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
+        feeds = others | ({"image_features": image_features} if takes_features else {})
+        order: NDArray[np.int64]
+        order, *_ = session.run(outputs, feeds)
+        return order
+
+    return select
+
+
+def _made_up_inputs(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """For what a selection reads beside the features: numbers that take as long as real ones."""
+    generator = np.random.default_rng(0)
+    inputs = manifest.graphs["selection"].inputs
+    return {
+        spec.name: generator.random([int(size) for size in spec.shape], np.float32)
+        for spec in inputs
+        if spec.name != "image_features"
+    }
+
+
+class OnnxRuntimeBackend:
+    """Sessions of one engine directory; the decoder is in one part, or in a front and a back."""
+
+    def __init__(
+        self,
+        vision: Any,
+        parts: Sequence[DecoderSession],
+        selection: Any | None,
+        manifest: Manifest,
+        name: str,
+        open_full: Callable[[], Any],
+    ) -> None:
+        self.name = name
+        self._open_full = open_full
+        self._full: Any = None
+        self._vision = vision
+        self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
+        self._parts = parts
+        self._selection = selection
+        self._num_image_tokens = manifest.selector.num_image_tokens
+        self._inside_llm = manifest.selector.inside_llm
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+        """Run the vision graph on float32 [crops, 3, H, W]."""
+        feeds = {"pixel_values": pixel_values}
+        names = self._vision_outputs
+        found = dict(zip(names, self._vision.run(names, feeds), strict=True))
+        order = found.get("selection_order", np.empty(0, np.int64))
+        if "image_features" not in found:
+            encode_full = partial(self._encode_full, pixel_values)
+            selected = found["selected_features"]
+            return SmallPictureFeatures(order, selected, self._num_image_tokens, encode_full)
+        features = found["image_features"]
+        return ImageFeatures(features, order, found.get("selected_features", features[:0]))
+
+    def _encode_full(self, pixel_values: NDArray[np.float32]) -> NDArray[np.floating]:
+        """All tokens of the full picture; its graph is opened when it is first needed."""
+        if self._full is None:
+            self._full = self._open_full()
+        features: NDArray[np.floating]
+        (features,) = self._full.run(["image_features"], {"pixel_values": pixel_values})
+        return features
+
+    def reset(self) -> None:
+        """Start a new sequence; old slots are overwritten before they count."""
+        for part in self._parts:
+            part.reset()
+
+    def forward(
+        self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Append S rows to the cache and return the logits [V] of the last one.
+
+        Raises:
+            BackendError: if S rows do not fit into what is left of the cache.
+        """
+        rows = inputs_embeds
+        for part in self._parts[:-1]:
+            rows = part.run(rows, position_ids)["hidden_states"]
+        row: NDArray[np.float32] = self._parts[-1].run(rows, position_ids)["logits"][0, 0]
+        return row
+
+    def prefill_pruned(
+        self,
+        inputs_embeds: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        first_slots: Sequence[int],
+        num_kept: int,
+    ) -> PrunedPrefill:
+        """Front, selection, the kept rows through the back; as ``Backend`` says.
+
+        Raises:
+            BackendError: if the rows do not fit into the cache.
+            UnsupportedError: if this directory has no selection inside the LLM.
+        """
+        if not self._inside_llm:
+            raise UnsupportedError("this engine directory does not prune inside the LLM")
+        front, back = self._parts
+        outputs = front.run(inputs_embeds, position_ids)
+        start = perf_counter()
+        orders = tuple(self._select(front, outputs, first)[:num_kept] for first in first_slots)
+        num_rows = inputs_embeds.shape[1]
+        stays = kept_rows(num_rows, first_slots, self._num_image_tokens, orders)
+        hidden = np.ascontiguousarray(outputs["hidden_states"][:, stays])
+        selection_ms = (perf_counter() - start) * 1000
+        logits = back.run(hidden, position_ids[:, stays])["logits"][0, 0]
+        return PrunedPrefill(logits, orders, selection_ms)
+
+    def _select(
+        self, front: DecoderSession, outputs: dict[str, NDArray[Any]], first: int
+    ) -> NDArray[np.int64]:
+        """The selection graph on one picture, whose tokens start at row ``first``."""
+        if self._selection is None:
+            return np.empty(0, np.int64)
+        hidden = outputs["hidden_states"][0]
+        feeds: dict[str, Any] = {
+            "visual_states": hidden[first : first + self._num_image_tokens],
+            "last_state": hidden[-1:],
+            "last_query": outputs.get("last_query"),
+            "keys": front.last_keys,
+            "first_slot": np.array([first], np.int64),
+            "num_slots": np.array([front.filled], np.int64),
+        }
+        order: NDArray[np.int64] = front.run_beside(self._selection, feeds, "selection_order")
+        return order

@@ -1,0 +1,242 @@
+"""TensorRT and TensorRT-RTX: the engines of ``divprune-build``, chained on the device.
+
+Built, not run: this backend has not been executed on a GPU yet. Its logic is tested with
+stand-ins for TensorRT and CUDA that compute the same graphs on the CPU.
+
+picture ─► vision engine ─► features (device) ─► prompt embeddings (device) ─► LLM engine ─► token
+
+| on the host | on the device |
+|---|---|
+| pixels in, order of selection out | features, KV cache, one scratch for all activations |
+| embedding table: rows of text tokens in | prompt embeddings |
+| best token and its score out | logits |
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from divprune.plugins import register_plugin
+from divprune.plugins.driver import Driver
+from divprune.runtime.backends.tensorrt_decoder import Decoder
+from divprune.runtime.backends.tensorrt_engine import Engine, Residency, Scratch, Session
+from divprune.runtime.backends.tensorrt_rows import DevicePrompt, PromptWriter
+from divprune.runtime.backends.tensorrt_vision import VisionRunner, make_selection
+from divprune.runtime.cuda_device import find_cuda_device
+from divprune.runtime.device.cuda import open_cuda
+from divprune.runtime.device.kernels import LoadedKernels
+from divprune.runtime.engine_build.engine_record import (
+    ENGINES,
+    build_command,
+    require_any_engines,
+    require_record,
+)
+from divprune.runtime.engine_build.library import require_tensorrt
+from divprune.runtime.engine_build.logger_bridge import make_logger
+from divprune.runtime.engine_build.profiles import llm_profiles
+from divprune.runtime.engine_build.surroundings import surroundings
+from divprune.runtime.errors import BackendError, OptionError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from divprune.runtime.backends import ImageFeatures, PrunedPrefill, Selection
+    from divprune.runtime.backends.tensorrt_decoder import DeviceLogits
+    from divprune.runtime.device.kernels import Kernels
+    from divprune.runtime.engine_build.engine_record import EngineRecord
+    from divprune.runtime.engine_build.library import TensorRT
+    from divprune.runtime.engine_directory import EngineDirectory
+
+__all__ = ["TensorRTBackend", "load", "load_selection"]
+
+# Left free beside weights and cache: activations, CUDA's own memory, and on a Jetson the system.
+_MARGIN = 512 << 20
+
+
+def load(directory: EngineDirectory, *, device: str, threads: int | None) -> TensorRTBackend:
+    """Load the engines that were built for this machine.
+
+    Raises:
+        BackendError: if there are none, they are for something else, a library or the GPU is
+            missing, or TensorRT refuses them.
+        OptionError: for another device than ``cuda``, and for threads.
+    """
+    library, record = _find_engines(directory, device, threads)
+    session = _open_session(directory, library)
+    name = f"{library.title} (CUDA, selection: {record.selection})"
+    return TensorRTBackend(directory, record, session, LoadedKernels(Driver()), name)
+
+
+def load_selection(
+    directory: EngineDirectory, *, device: str, threads: int | None
+) -> Selection | None:
+    """Load the selection engine; None where the vision engine selects with the plugin.
+
+    The errors are those of ``load``.
+    """
+    library, record = _find_engines(directory, device, threads)
+    if "selection" not in record.engines:
+        return None
+    session = _open_session(directory, library)
+    engine = _load_engine(directory, record, session, "selection", None)
+    spec = directory.manifest.graphs[record.engines["selection"].graph]
+    return make_selection(session, lambda: engine, spec)
+
+
+class TensorRTBackend:
+    """The engines of one directory, with the buffers that they share.
+
+    Args:
+        directory: The engine directory.
+        record: Of the engines to load, checked.
+        session: What they share.
+        kernels: Reductions on the device.
+        name: As reports show it.
+    """
+
+    def __init__(
+        self,
+        directory: EngineDirectory,
+        record: EngineRecord,
+        session: Session,
+        kernels: Kernels,
+        name: str,
+    ) -> None:
+        manifest = directory.manifest
+        self.name = name
+        self._capacity, self._filled = manifest.max_seq_len, 0
+        free, engines = session.cuda.free_memory(), record.engines
+        cache = manifest.kv_cache.bytes_per_token * manifest.max_seq_len
+        streamed = record.options.weight_streaming
+        weights = engines["vision"].size + (0 if streamed else engines["llm"].size)
+        together = weights + cache + _MARGIN <= free
+        hidden, dtype = manifest.model.hidden_size, np.dtype(manifest.kv_cache.dtype)
+        self._writer = PromptWriter(
+            session.cuda, session.stream, manifest.max_prefill_len, hidden, dtype
+        )
+        self._vision = VisionRunner(
+            session, kernels, manifest.graphs[engines["vision"].graph], self._writer
+        )
+        self._decoder = Decoder(session, kernels, manifest, llm_profiles(manifest))
+        budget = partial(_weight_budget, session) if streamed else None
+        loaders = {
+            "vision": partial(_load_engine, directory, record, session, "vision", None),
+            "llm": partial(_load_engine, directory, record, session, "llm", budget),
+        }
+        self._engines = Residency(loaders, together=together)
+        for engine in ("vision", "llm") if together else ("vision",):
+            self._engines.get(engine)
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+        """Run the vision engine on float32 [crops, 3, H, W]; features stay on the device."""
+        return self._vision.encode(self._engines.get("vision"), pixel_values)
+
+    def reset(self) -> None:
+        """Start a new sequence in an empty cache."""
+        if self._filled:
+            self._decoder.clear()
+        self._filled = 0
+
+    def forward(
+        self, inputs_embeds: NDArray[np.floating] | DevicePrompt, position_ids: NDArray[np.int64]
+    ) -> DeviceLogits:
+        """Append S rows to the cache; the logits [V] of the last one, left on the device.
+
+        Raises:
+            BackendError: if S rows do not fit into what is left of the cache.
+        """
+        rows = inputs_embeds.shape[1]
+        if self._filled + rows > self._capacity:
+            raise BackendError(
+                "the KV cache is full",
+                expected=f"at most {self._capacity} slots",
+                found=f"{self._filled} filled and {rows} to write",
+                fix="ask for fewer tokens, or export with a larger --max-seq-len",
+            )
+        engine, filled = self._engines.get("llm"), self._filled
+        if isinstance(inputs_embeds, np.ndarray) and rows == 1:
+            position = int(position_ids[0, 0])
+            logits = self._decoder.decode(engine, inputs_embeds[0, 0], position, filled)
+        else:
+            prompt = self._on_device(inputs_embeds)
+            logits = self._decoder.prefill(engine, prompt, position_ids, filled)
+        self._filled += rows
+        return logits
+
+    def prefill_pruned(
+        self,
+        inputs_embeds: NDArray[np.floating] | DevicePrompt,
+        position_ids: NDArray[np.int64],
+        first_slots: Sequence[int],
+        num_kept: int,
+    ) -> PrunedPrefill:
+        """Not yet: ``divprune-build`` refuses directories that prune inside the LLM.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError("the TensorRT backend does not prune inside the LLM yet")
+
+    def _on_device(self, inputs_embeds: NDArray[np.floating] | DevicePrompt) -> DevicePrompt:
+        if isinstance(inputs_embeds, np.ndarray):
+            return self._writer.upload(inputs_embeds)
+        if inputs_embeds.number != self._writer.number:
+            raise RuntimeError("another prompt has been embedded since")
+        return inputs_embeds
+
+
+def _find_engines(
+    directory: EngineDirectory, device: str, threads: int | None
+) -> tuple[TensorRT, EngineRecord]:
+    """The library and the record of engines for this GPU, before anything is loaded."""
+    if device != "cuda":
+        raise OptionError(
+            f"TensorRT does not run on {device}", expected="--device cuda, or none", found=device
+        )
+    if threads is not None:
+        raise OptionError("--threads has no effect with TensorRT", fix="leave it out")
+    require_any_engines(directory)
+    library, gpu = require_tensorrt(directory.manifest), find_cuda_device()
+    if gpu is None:
+        raise BackendError(
+            "this machine has no NVIDIA GPU to run the engines on",
+            expected="a GPU with its driver",
+            found="no GPU",
+            fix="run on the device, or export with --target onnxruntime for the CPU",
+        )
+    record = require_record(directory, surroundings(library, gpu.compute_capability, gpu))
+    if record.selection == "ipluginv3":
+        register_plugin(library.module)
+    return library, record
+
+
+def _open_session(directory: EngineDirectory, library: TensorRT) -> Session:
+    cuda = open_cuda()
+    return Session(
+        library=library,
+        logger=make_logger(library),
+        cuda=cuda,
+        stream=cuda.make_stream(),
+        scratch=Scratch(cuda),
+        build_command=build_command(directory.path),
+    )
+
+
+def _load_engine(
+    directory: EngineDirectory, record: EngineRecord, session: Session, name: str, budget: Any
+) -> Engine:
+    built = record.engines[name]
+    spec = directory.manifest.graphs[built.graph]
+    names = frozenset(tensor.name for tensor in (*spec.inputs, *spec.outputs))
+    lane = directory.path / ENGINES / record.surroundings.lane
+    return Engine(session, lane / built.path, names, budget)
+
+
+def _weight_budget(session: Session, weights: int) -> int:
+    """Bytes of weights to keep on the device: all of them if they fit, or what is free."""
+    return max(0, min(weights, session.cuda.free_memory() - _MARGIN))

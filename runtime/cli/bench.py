@@ -1,0 +1,149 @@
+"""``divprune-bench``: measure what pruning buys on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from divprune.runtime.backends import BACKENDS, DEVICES
+from divprune.runtime.cli.main_guard import (
+    EXIT_INTERRUPTED,
+    add_common_options,
+    configure_logging,
+    run_guarded,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from divprune.runtime.bench.benchmark import BenchOptions
+    from divprune.runtime.bench.report import Report
+    from divprune.runtime.engine_directory import EngineDirectory
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Measure an exported engine directory with several fractions of visual tokens kept. They take
+turns within one process, so that a machine that warms up or gets busy favours none of them.
+The report goes to stdout; Ctrl-C ends the measurement and reports what there is."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
+    arguments = _parser().parse_args(argv)
+    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
+    return run_guarded(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="divprune-bench", description=_DESCRIPTION)
+    add = parser.add_argument
+    add("engine_dir", type=Path, metavar="ENGINE_DIR", help="directory from divprune-export")
+    add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1 (default: as"
+        " exported); 1.0 joins wherever the directory has it")  # fmt: skip
+    add("--image", help="path, http(s) URL, or - for standard input (default: built-in)")
+    add("--prompt", default="Describe the image.", help="the question (default: %(default)s)")
+    add("--prompt-tokens", type=int, metavar="N", help="pad the prompt to about N text tokens")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add("--ignore-eos", action="store_true", help="go on to --max-new-tokens in any case")
+    add("--warmup", type=int, default=3, metavar="N", help="rounds not counted (%(default)s)")
+    add("--iters", type=int, default=10, metavar="N", help="rounds that count (%(default)s)")
+    add("--backend", help=f"{', '.join(BACKENDS)} (default: what the export was made for)")
+    add("--device", choices=DEVICES, help="default: cuda with TensorRT, otherwise cpu")
+    add("--threads", type=int, metavar="N", help="threads inside one operator")
+    add("--no-probe", action="store_true", help="skip the 2-second probe of the CPU and with it"
+        " the roofline times")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="also write it: .json, .csv, .md or .html")
+    add("--json", action="store_true", help="print the report as JSON instead of tables")
+    add_common_options(parser)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = _check_options(arguments)
+    image, directory = _check_inputs(arguments, options)
+    report = _measure(arguments, options, image, directory)
+
+    from divprune.runtime.bench.kept_patches import draw_kept_patches
+    from divprune.runtime.bench.layout import render_text
+    from divprune.runtime.bench.output import write_report
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    text = report.to_json() if arguments.json else render_text(report)
+    try:
+        print(text, end="", flush=True)
+    finally:  # a reader that went away must not cost the file
+        if path := arguments.output:
+            write_report(report, path, lambda: draw_kept_patches(report, directory, image))
+    if report.interrupted:
+        print("interrupted: the report has what was measured until then", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> BenchOptions:
+    """Check what can be checked before any file is opened."""
+    from divprune.runtime.bench.benchmark import BenchOptions
+    from divprune.runtime.bench.output import check_output
+    from divprune.runtime.bench.workload import parse_keeps
+
+    options = BenchOptions(
+        keeps=parse_keeps(arguments.keep) if arguments.keep is not None else None,
+        prompt=arguments.prompt,
+        prompt_tokens=arguments.prompt_tokens,
+        max_new_tokens=arguments.max_new_tokens,
+        ignore_eos=arguments.ignore_eos,
+        warmup=arguments.warmup,
+        iters=arguments.iters,
+        backend=arguments.backend,
+        device=arguments.device,
+        threads=arguments.threads,
+        probe=not arguments.no_probe,
+    )
+    if arguments.output:
+        check_output(arguments.output)
+    return options
+
+
+def _check_inputs(
+    arguments: argparse.Namespace, options: BenchOptions
+) -> tuple[Image.Image, EngineDirectory]:
+    """Open what is cheap, so that a wrong name shows before gigabytes are loaded."""
+    from divprune.runtime.bench.picture import built_in_picture
+    from divprune.runtime.bench.workload import choose_keeps
+    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.image_loading import load_image
+
+    image = load_image(arguments.image) if arguments.image else built_in_picture()
+    directory = EngineDirectory.open(arguments.engine_dir)
+    choose_keeps(directory.manifest, options.keeps)
+    return image, directory
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    options: BenchOptions,
+    image: Image.Image,
+    directory: EngineDirectory,
+) -> Report:
+    from divprune.runtime.bench.benchmark import benchmark
+    from divprune.runtime.bench.live_table import LiveTable
+    from divprune.runtime.bench.picture import BUILT_IN
+
+    live = LiveTable(options.warmup + options.iters)
+    source = arguments.image or BUILT_IN
+    try:
+        if arguments.quiet:
+            return benchmark(directory, options, image, source)
+        return benchmark(directory, options, image, source, live.update)
+    finally:
+        live.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,167 @@
+"""``divprune-eval``: what pruning costs in answers, on data of your own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from divprune.runtime.backends import BACKENDS, DEVICES
+from divprune.runtime.cli.main_guard import (
+    EXIT_USER,
+    add_common_options,
+    configure_logging,
+    run_guarded,
+)
+
+if TYPE_CHECKING:
+    from divprune.runtime.eval.dataset import Dataset
+    from divprune.runtime.eval.log import SampleLog
+    from divprune.runtime.eval.plan import EngineRun, EvalOptions
+    from divprune.runtime.eval.report import EvalReport
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Ask engine directories the questions of a JSONL file and report how many answers are right, with
+95 % intervals, beside keep 1.0. Several directories (other selectors, other precisions) are
+compared in one table and one picture. Every answer is logged: a run that was stopped goes on
+where it was when the same command is given again."""
+_METRICS = "exact-match (default), relaxed-match or yes-no-f1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
+    arguments = _parser().parse_args(argv)
+    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
+    return run_guarded(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="divprune-eval", description=_DESCRIPTION)
+    add = parser.add_argument
+    add("engine_dir", type=Path, nargs="+", metavar="ENGINE_DIR", help="from divprune-export")
+    add("data", type=Path, metavar="DATA", help="JSONL of image, question, answer (or answers)")
+    add("--compare", type=Path, nargs="+", metavar="ENGINE_DIR", default=[],
+        help="more engine directories for the same table")  # fmt: skip
+    add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1 (default: as"
+        " exported); 1.0 joins wherever a directory has it")  # fmt: skip
+    add("--metric", default="exact-match", metavar="NAME", help=_METRICS)
+    add("--limit", type=int, metavar="N", help="only the first N samples")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add("--output", type=Path, metavar="DIR", help="folder of logs, report.json, report.md and"
+        " chart.png (default: ./<DATA>-eval)")  # fmt: skip
+    add("--force", action="store_true", help="throw away the logs that are there")
+    add("--backend", help=f"{', '.join(BACKENDS)} (default: what the export was made for)")
+    add("--device", choices=DEVICES, help="default: cuda with TensorRT, otherwise cpu")
+    add("--threads", type=int, metavar="N", help="threads inside one operator")
+    add("--json", action="store_true", help="print the report as JSON instead of tables")
+    add_common_options(parser)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = _check_options(arguments)
+    dataset, runs, notes = _check_inputs(arguments, options)
+    folder = arguments.output or Path(f"{arguments.data.stem}-eval")
+    report = _evaluate(arguments, options, dataset, runs, notes, folder)
+
+    from divprune.runtime.eval.layout import render_text
+    from divprune.runtime.eval.output import write_report
+
+    files = write_report(report, folder)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    print(report.to_json() if arguments.json else render_text(report), end="", flush=True)
+    if not arguments.quiet:
+        print(f"written: {', '.join(map(str, files))}", file=sys.stderr)
+    if report.errors:
+        print(
+            f"error: {report.errors} answers failed; the others stand\n"
+            f'  found:    "error" in {folder}/*.jsonl\n'
+            "  fix:      mend what they name and give the command again: only these are asked",
+            file=sys.stderr,
+        )
+        return EXIT_USER
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> EvalOptions:
+    """Check what can be checked before any file is opened."""
+    from divprune.runtime.bench.workload import parse_keeps
+    from divprune.runtime.eval.plan import EvalOptions
+
+    return EvalOptions(
+        keeps=parse_keeps(arguments.keep) if arguments.keep is not None else None,
+        metric=arguments.metric,
+        max_new_tokens=arguments.max_new_tokens,
+        backend=arguments.backend,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+
+
+def _check_inputs(
+    arguments: argparse.Namespace, options: EvalOptions
+) -> tuple[Dataset, list[EngineRun], list[str]]:
+    """Open what is cheap, so that a wrong name shows before gigabytes are loaded."""
+    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.eval.dataset import load_dataset
+    from divprune.runtime.eval.metrics import check_answers, get_metric
+    from divprune.runtime.eval.plan import plan_runs
+
+    dataset = load_dataset(arguments.data, arguments.limit)
+    check_answers(get_metric(options.metric), dataset)
+    paths = [*arguments.engine_dir, *arguments.compare]
+    runs, notes = plan_runs([EngineDirectory.open(path) for path in paths], options.keeps)
+    return dataset, runs, notes
+
+
+def _evaluate(
+    arguments: argparse.Namespace,
+    options: EvalOptions,
+    dataset: Dataset,
+    runs: Sequence[EngineRun],
+    notes: Sequence[str],
+    folder: Path,
+) -> EvalReport:
+    """Answer what the logs do not have yet, and report on all of it."""
+    from divprune.runtime.eval.assemble import assemble_report
+    from divprune.runtime.eval.evaluate import open_log
+    from divprune.runtime.eval.output import make_folder
+
+    make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        # All of them first: a log of something else must not show after hours.
+        logs = [
+            stack.enter_context(open_log(folder, run, dataset, options, restart=arguments.force))
+            for run in runs
+        ]
+        for run, log in zip(runs, logs, strict=True):
+            _answer(run, dataset, options, log, quiet=arguments.quiet)
+    records = {run.label: log.records for run, log in zip(runs, logs, strict=True)}
+    return assemble_report(runs, records, dataset, options, notes)
+
+
+def _answer(
+    run: EngineRun, dataset: Dataset, options: EvalOptions, log: SampleLog, *, quiet: bool
+) -> None:
+    from divprune.runtime.eval.evaluate import evaluate_run, to_do
+    from divprune.runtime.eval.progress import ProgressBar
+
+    left = to_do(run, dataset, log)
+    bar = ProgressBar(left, run.label, quiet=quiet)
+    try:
+        evaluate_run(
+            run, dataset, options, log, lambda record: bar.update(failed=record.error is not None)
+        )
+    finally:
+        bar.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

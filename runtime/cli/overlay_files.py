@@ -1,0 +1,107 @@
+"""Where ``--overlay`` writes: checked before anything runs, written when the answer is there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from divprune.runtime.errors import OptionError
+from divprune.runtime.overlay import ENDINGS, PatchGrid, encode_overlay, nothing_to_number
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from divprune.runtime.manifest import Manifest
+
+__all__ = ["check_drawable", "check_overlay_options", "overlay_paths", "write_overlay"]
+
+
+def overlay_paths(output: str, count: int) -> list[Path]:
+    """One path a picture: ``out.png``, ``out-2.png``, ``out-3.png``, ..."""
+    path = Path(output)
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, count + 1))
+    return [path, *numbered]
+
+
+def check_overlay_options(output: str | None, images: Sequence[str], *, numbers: bool) -> None:
+    """Refuse what cannot be written, before any file is opened.
+
+    Raises:
+        OptionError: for an ending that is no picture format, a place that cannot be written,
+            a path that is one of the pictures, and numbers without an overlay.
+    """
+    if output is None:
+        if numbers:
+            raise OptionError("--overlay-numbers needs --overlay", fix="add --overlay out.png")
+        return
+    ending = Path(output).suffix
+    if ending.lower() not in ENDINGS:
+        raise OptionError(
+            "--overlay names no picture format",
+            expected=f"a file ending in {', '.join(ENDINGS)}",
+            found=output if ending else f"{output} (no ending)",
+        )
+    for path in overlay_paths(output, len(images)):
+        if any(_same_file(path, image) for image in images):
+            raise OptionError(
+                f"--overlay would replace the picture {path}", fix="choose another name"
+            )
+        _check_writable(path)
+
+
+def check_drawable(manifest: Manifest, count: int, *, numbers: bool) -> None:
+    """Refuse what cannot be drawn with this engine directory, before it is loaded.
+
+    Args:
+        manifest: Of the engine directory.
+        count: Tokens to keep of each picture.
+        numbers: Whether the order of selection is drawn.
+
+    Raises:
+        OptionError: if there is no order of selection to draw.
+        UnsupportedError: if it is not known where in the picture a token lies.
+    """
+    if numbers and count > manifest.selector.num_kept:
+        raise nothing_to_number()
+    height, width = manifest.graphs["vision"].inputs[0].shape[-2:]
+    PatchGrid.derive(manifest.selector.num_image_tokens, (int(height), int(width)))
+
+
+def write_overlay(path: Path, overlay: Image.Image) -> None:
+    """Encode, then write, so that what cannot be encoded leaves no half a file.
+
+    Raises:
+        OptionError: if the picture does not suit the format, or cannot be written.
+    """
+    try:
+        path.write_bytes(encode_overlay(overlay, path.suffix))
+    except (OSError, ValueError) as error:
+        raise _not_writable(path, error) from error
+
+
+def _same_file(path: Path, image: str) -> bool:
+    try:
+        return path.samefile(image)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        if path.exists():
+            path.open("r+b").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except (OSError, ValueError) as error:
+        raise _not_writable(path, error) from error
+
+
+def _not_writable(path: Path, error: Exception) -> OptionError:
+    return OptionError(
+        f"the overlay {path} cannot be written",
+        expected="a file in a directory that exists and can be written",
+        found=getattr(error, "strerror", None) or error,
+        fix="choose another name for --overlay",
+    )

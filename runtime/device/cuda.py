@@ -1,0 +1,156 @@
+"""cuda-python with errors that say what to do. The only module that calls it.
+
+Addresses, streams and graphs are plain integers and opaque handles; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from divprune.runtime.errors import BackendError
+
+__all__ = ["Cuda", "open_cuda"]
+
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_NON_BLOCKING_STREAM = 1
+_THREAD_LOCAL_CAPTURE = "cudaStreamCaptureModeThreadLocal"
+
+
+def open_cuda() -> Cuda:
+    """The first GPU, ready to use.
+
+    Raises:
+        BackendError: if cuda-python is not installed, or there is no GPU.
+    """
+    try:
+        runtime = import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise BackendError(
+            "cuda-python cannot be imported",
+            expected="cuda-python 12.6 or newer, of the CUDA version of this machine",
+            found=error,
+            fix='pip install "cuda-python>=12.6,<13" (CUDA 12, JetPack 6) or "cuda-python>=13"',
+        ) from error
+    cuda = Cuda(runtime)
+    cuda.call("cudaSetDevice", 0)
+    return cuda
+
+
+class Cuda:
+    """CUDA's runtime API.
+
+    Args:
+        runtime: The module ``cuda.bindings.runtime``, or what stands in for it.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._kinds = runtime.cudaMemcpyKind
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the runtime API; returns what it gives beside its status.
+
+        Raises:
+            BackendError: if it fails.
+        """
+        status, *results = getattr(self._runtime, function)(*arguments)
+        if int(status) != 0:
+            raise self._error(function, status)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def malloc(self, num_bytes: int) -> int:
+        """Address of device memory, aligned to 256 bytes."""
+        return int(self.call("cudaMalloc", num_bytes))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self.call("cudaFree", address)
+
+    def malloc_host(self, num_bytes: int) -> int:
+        """Address of page-locked host memory."""
+        return int(self.call("cudaHostAlloc", num_bytes, 0))
+
+    def free_host(self, address: int) -> None:
+        """Give page-locked host memory back."""
+        self.call("cudaFreeHost", address)
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody uses."""
+        free, _ = self.call("cudaMemGetInfo")
+        return int(free)
+
+    def zero(self, address: int, num_bytes: int, stream: Any) -> None:
+        """Fill with zeros."""
+        self.call("cudaMemsetAsync", address, 0, num_bytes, stream)
+
+    def upload(self, target: int, source: int, num_bytes: int, stream: Any) -> None:
+        """Copy from the host; ``source`` must stay until the stream is there."""
+        kind = self._kinds.cudaMemcpyHostToDevice
+        self.call("cudaMemcpyAsync", target, source, num_bytes, kind, stream)
+
+    def download(self, target: int, source: int, num_bytes: int, stream: Any) -> None:
+        """Copy to the host."""
+        kind = self._kinds.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", target, source, num_bytes, kind, stream)
+
+    def copy(self, target: int, source: int, num_bytes: int, stream: Any) -> None:
+        """Copy on the device."""
+        kind = self._kinds.cudaMemcpyDeviceToDevice
+        self.call("cudaMemcpyAsync", target, source, num_bytes, kind, stream)
+
+    def copy_2d(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        height: int,
+        stream: Any,
+    ) -> None:
+        """Copy ``height`` pieces of ``width`` bytes, each a pitch after the last."""
+        kind = self._kinds.cudaMemcpyDeviceToDevice
+        pieces = (target, target_pitch, source, source_pitch, width, height)
+        self.call("cudaMemcpy2DAsync", *pieces, kind, stream)
+
+    def make_stream(self) -> Any:
+        """A stream of its own."""
+        return self.call("cudaStreamCreateWithFlags", _NON_BLOCKING_STREAM)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait until the stream is done."""
+        self.call("cudaStreamSynchronize", stream)
+
+    def begin_capture(self, stream: Any) -> None:
+        """What follows on the stream is recorded instead of run."""
+        mode = getattr(self._runtime.cudaStreamCaptureMode, _THREAD_LOCAL_CAPTURE)
+        self.call("cudaStreamBeginCapture", stream, mode)
+
+    def end_capture(self, stream: Any) -> Any:
+        """End the recording: a graph that can be launched."""
+        graph = self.call("cudaStreamEndCapture", stream)
+        launchable = self.call("cudaGraphInstantiate", graph, 0)
+        self.call("cudaGraphDestroy", graph)
+        return launchable
+
+    def launch_graph(self, graph: Any, stream: Any) -> None:
+        """Run what was recorded."""
+        self.call("cudaGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Forget a recording."""
+        self.call("cudaGraphExecDestroy", graph)
+
+    def _error(self, function: str, status: Any) -> BackendError:
+        _, text = self._runtime.cudaGetErrorString(status)
+        found = f"{text.decode() if isinstance(text, bytes) else text} ({int(status)})"
+        if int(status) == _OUT_OF_MEMORY:
+            return BackendError(
+                "the GPU is out of memory",
+                expected="room for weights, activations and the KV cache",
+                found=found,
+                fix="close other programs, export with a smaller --max-seq-len, with int4 weights"
+                " or with --no-baseline, or build with --weight-streaming",
+            )
+        return BackendError(f"{function} failed", found=found)

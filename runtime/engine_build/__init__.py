@@ -1,0 +1,1 @@
+"""``divprune-build``: from the graphs of an engine directory to TensorRT engines in it."""

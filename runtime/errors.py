@@ -1,0 +1,86 @@
+"""The errors a user can mend.
+
+Every one of them says what happened, what was expected against what was found, and the
+command that mends it. A command-line tool prints the message and exits with 2; anything
+else that escapes is a bug and exits with 1.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "DatasetError",
+    "DivPruneError",
+    "EngineDirectoryError",
+    "ImageError",
+    "NumericalError",
+    "OptionError",
+    "PromptError",
+    "UnsupportedError",
+]
+
+
+class DivPruneError(Exception):
+    """Base of all errors that the user can mend (exit code 2).
+
+    Args:
+        what: What happened, one sentence without a full stop.
+        expected: What should have been there.
+        found: What was there instead.
+        fix: The command or step that mends it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: object | None = None,
+        found: object | None = None,
+        fix: str | None = None,
+    ) -> None:
+        lines = [what]
+        for label, value in (("expected", expected), ("found", found), ("fix", fix)):
+            if value is not None:
+                lines.append(f"  {label + ':':<10}{value}")
+        super().__init__("\n".join(lines))
+        self.what = what
+        self.expected = expected
+        self.found = found
+        self.fix = fix
+
+
+class OptionError(DivPruneError):
+    """A command-line option or API argument has a value that cannot be used."""
+
+
+class ImageError(DivPruneError):
+    """A picture cannot be fetched, read or decoded."""
+
+
+class DatasetError(DivPruneError):
+    """A file of questions about pictures is missing, empty or malformed."""
+
+
+class PromptError(DivPruneError):
+    """A prompt cannot be built or does not fit."""
+
+
+class EngineDirectoryError(DivPruneError):
+    """An engine directory is missing, damaged, from another version or unsafe."""
+
+
+class CheckpointError(DivPruneError):
+    """A checkpoint is missing, incomplete, or does not match its config."""
+
+
+class UnsupportedError(DivPruneError):
+    """A model feature, by name, that this version cannot express correctly."""
+
+
+class BackendError(DivPruneError):
+    """An inference backend is missing, too old, or refuses the graph."""
+
+
+class NumericalError(DivPruneError):
+    """A NaN or Inf came up where finite numbers are needed."""

@@ -1,0 +1,1 @@
+"""Accuracy through the engines: data in, answers logged, a report of what each keep costs."""

@@ -1,0 +1,45 @@
+"""How a keep ratio becomes a count: the only place where that rounding is done."""
+
+from __future__ import annotations
+
+import math
+
+from divprune.runtime.errors import OptionError
+
+__all__ = ["describe_keep", "kept_count", "validate_keep"]
+
+
+def validate_keep(keep: float) -> float:
+    """Check that ``keep`` is the fraction of visual tokens to keep, in (0, 1].
+
+    Raises:
+        OptionError: for NaN, infinities, zero, negative numbers and numbers above 1; for
+            what looks like a percentage the message guesses the fraction that was meant.
+    """
+    expected = "a fraction kept, 0 < keep <= 1 (0.1 keeps 10 % of the visual tokens)"
+    if not math.isfinite(keep):
+        raise OptionError("--keep is not a number", expected=expected, found=keep)
+    if keep <= 0:
+        raise OptionError("--keep must be above 0", expected=expected, found=keep)
+    if keep > 1:
+        guess = f"--keep {keep / 100:g} if {keep:g} % was meant" if keep <= 100 else None
+        raise OptionError("--keep must not be above 1", expected=expected, found=keep, fix=guess)
+    return float(keep)
+
+
+def kept_count(keep: float, num_image_tokens: int) -> int:
+    """Number of tokens kept: ``max(1, round(keep * N))``, halves to even.
+
+    This is the rounding of DivPrune (arXiv 2503.02175) as its authors run it,
+    with a floor of one token.
+
+    Raises:
+        OptionError: if ``keep`` is outside (0, 1].
+    """
+    return max(1, round(validate_keep(keep) * num_image_tokens))
+
+
+def describe_keep(num_kept: int, num_image_tokens: int) -> str:
+    """The sentence every report uses: ``58 of 576 kept, 89.9 % removed``."""
+    removed = 100 * (num_image_tokens - num_kept) / num_image_tokens
+    return f"{num_kept} of {num_image_tokens} kept, {removed:.1f} % removed"

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from divprune.runtime.eval.chart import _COLOURS, draw_chart
+from tests.runtime.eval.example_report import example_report, example_row
+
+
+def draw(*rows):
+    png = draw_chart(example_report(*rows))
+    assert png is not None
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def count(pixels: np.ndarray, colour: str) -> int:
+    return int((np.abs(pixels - ImageColor.getrgb(colour)).max(axis=-1) < 12).sum())
+
+
+def test_every_selector_has_a_colour_of_its_own():
+    pixels = draw()
+    assert pixels.shape == (470, 1100, 3)
+    assert all(count(pixels, colour) > 200 for colour in _COLOURS[:2])
+    assert count(pixels, _COLOURS[2]) == 0
+
+
+def test_a_higher_score_lies_higher_and_more_tokens_further_right():
+    low, high = (example_row("divprune", keep, kept, score, 10.0) for keep, kept, score in
+                 ((0.1, 20, 0.6), (0.5, 98, 0.9)))  # fmt: skip
+    pixels = draw(low, high)[:, :490]
+    y, x = np.nonzero(np.abs(pixels - ImageColor.getrgb(_COLOURS[0])).max(axis=-1) < 12)
+    left, right = x < x.min() + 5, x > x.max() - 5
+    assert y[right].mean() < y[left].mean() - 50
+
+
+def test_scores_of_zero_and_one_and_times_of_zero_are_drawn():
+    rows = [example_row("divprune", 0.1, 1, 0.05, 0.0), example_row("divprune", 1.0, 1, 0.96, 0.0)]
+    assert count(draw(*rows), _COLOURS[0]) > 50
+
+
+def test_one_row_is_no_picture():
+    assert draw_chart(example_report(example_row("divprune", 0.1, 20, 0.5, 10.0))) is None

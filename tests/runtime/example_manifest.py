@@ -1,0 +1,51 @@
+"""A manifest of no real directory, and a way to change one field deep inside a manifest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from divprune.runtime.manifest import (
+    SCHEMA_VERSION,
+    FileRecord,
+    GraphSpec,
+    KVCacheSpec,
+    Manifest,
+    ModelInfo,
+    SelectorInfo,
+    TensorSpec,
+)
+
+
+def example_manifest() -> Manifest:
+    """4 of 10 tokens kept, with the baseline."""
+    pixels = TensorSpec("pixel_values", "float32", (1, 3, 8, 8))
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=ModelInfo("some/model", None, "llava", "clip", "llama", 6, 32, 31, 128, 2, 16),
+        selector=SelectorInfo("divprune", 1, 0.4, 10, 4, "contiguous", True, False, False, {}),
+        target="onnxruntime",
+        dialect="ort",
+        dtype="fp32",
+        quant=None,
+        vision_quant=None,
+        graphs={"vision": GraphSpec("vision/model.onnx", 20, (pixels,), (pixels,))},
+        kv_cache=KVCacheSpec(2, 1, 4, "float32"),
+        max_prefill_len=40,
+        max_seq_len=50,
+        max_weight_mib=None,
+        baseline=True,
+        verified=True,
+        requires={"onnxruntime": "1.22"},
+        tools={},
+        files={"vision/model.onnx": FileRecord("0" * 64, 1)},
+    )
+
+
+def with_changes(manifest: Manifest, **changes: Any) -> Manifest:
+    """Copy a manifest; ``selector__nested=False`` changes a field of a part of it."""
+    for path, value in changes.items():
+        part, _, field = path.partition("__")
+        new = replace(getattr(manifest, part), **{field: value}) if field else value
+        manifest = replace(manifest, **{part: new})
+    return manifest
