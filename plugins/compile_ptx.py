@@ -1,0 +1,81 @@
+"""Compile a kernel to PTX: ``python -m divprune.plugins.compile_ptx [--source FILE] [--check]``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+from pathlib import Path
+
+from divprune.plugins.nvrtc import Nvrtc
+from divprune.plugins.ptx import SOURCE_FILE, source_hash
+from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.errors import BackendError
+
+__all__ = ["ARCHITECTURE", "compile_ptx", "main"]
+
+# The oldest with warp-wide integer minima; drivers compile it for 8.0 and everything newer.
+ARCHITECTURE = "compute_80"
+_logger = logging.getLogger("divprune.plugins.compile_ptx")
+
+
+def compile_ptx(
+    source: bytes, architecture: str = ARCHITECTURE, name: str = SOURCE_FILE.name
+) -> str:
+    """The PTX of a kernel; its first line names the source by hash.
+
+    Raises:
+        BackendError: if NVRTC is missing, of another version, or refuses the source.
+    """
+    options = (f"--gpu-architecture={architecture}", "--std=c++17")
+    ptx = Nvrtc().compile(source, name, options)
+    return f"// {name}, sha256 {source_hash(source)}\n{ptx}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the PTX, or with ``--check`` compare it; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m divprune.plugins.compile_ptx",
+        description="Compile a kernel to PTX with NVRTC 12.6.",
+    )
+    parser.add_argument("--source", type=Path, default=SOURCE_FILE, help="default: %(default)s")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail unless the file is up to date"
+    )
+    parser.add_argument("--output", type=Path, help="default: beside the source")
+    add_common_options(parser)
+    arguments = parser.parse_args(argv)
+    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
+    source = arguments.source
+    output = arguments.output or source.with_suffix(".ptx")
+    return run_guarded(lambda: _run(source, output, check=arguments.check))
+
+
+def _run(source: Path, output: Path, *, check: bool) -> int:
+    ptx = compile_ptx(source.read_bytes(), name=source.name)
+    if not check:
+        _replace(output, ptx)
+        _logger.info("wrote %s", output)
+    elif not output.exists() or output.read_text(encoding="ascii") != ptx:
+        raise BackendError(
+            f"{output} is not what {source.name} compiles to",
+            fix=shlex.join(
+                ["python", "-m", "divprune.plugins.compile_ptx", "--source", str(source)]
+            ),
+        )
+    return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="ascii")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""The kernel launched through the CUDA driver, called with ctypes: no CUDA toolkit, no torch."""
+
+from __future__ import annotations
+
+import ctypes
+
+from divprune.plugins.node import plan_launch
+from divprune.plugins.ptx import read_ptx
+from divprune.runtime.errors import BackendError
+
+__all__ = ["Driver", "GreedyMaxMinKernel"]
+
+_UNSUPPORTED_PTX_VERSION = 222
+
+
+class Driver:
+    """libcuda.
+
+    Args:
+        library: The library if it is loaded already; otherwise ``libcuda.so.1`` is.
+
+    Raises:
+        BackendError: if the machine has no NVIDIA driver.
+    """
+
+    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+        self._library = library or _load_library()
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Call a driver function, with ctypes values as arguments.
+
+        Raises:
+            BackendError: if it returns an error.
+        """
+        code = getattr(self._library, function)(*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(code, ctypes.byref(text))
+            found = (text.value or b"unknown error").decode()
+            fix = "update the NVIDIA driver" if code == _UNSUPPORTED_PTX_VERSION else None
+            raise BackendError(f"{function} failed", found=f"{found} ({code})", fix=fix)
+
+    def current_context(self) -> int | None:
+        """The handle of the calling thread's CUDA context."""
+        context = ctypes.c_void_p()
+        self.call("cuCtxGetCurrent", ctypes.byref(context))
+        return context.value
+
+
+class GreedyMaxMinKernel:
+    """The kernel, loaded into the CUDA context that is current.
+
+    Raises:
+        BackendError: if the driver refuses the PTX.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._module = ctypes.c_void_p()
+        self._entries: dict[str, ctypes.c_void_p] = {}
+        driver.call("cuModuleLoadData", ctypes.byref(self._module), read_ptx().encode())
+
+    def launch(
+        self,
+        gram: int,
+        seed: int,
+        order: int,
+        *,
+        num_tokens: int,
+        num_kept: int,
+        num_images: int = 1,
+        stream: int = 0,
+    ) -> None:
+        """Enqueue the choice of K of N tokens.
+
+        Args:
+            gram: Device address of float32 [images, N, N].
+            seed: Device address of int32 [images].
+            order: Device address of int32 [images, K], which is written.
+            num_tokens: N.
+            num_kept: K.
+            num_images: How many.
+            stream: The CUDA stream's handle; 0 is the default stream.
+        """
+        plan = plan_launch(num_tokens, num_kept)
+        values = (
+            ctypes.c_uint64(gram),
+            ctypes.c_uint64(seed),
+            ctypes.c_int32(num_tokens),
+            ctypes.c_int32(num_kept),
+            ctypes.c_uint64(order),
+        )
+        addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        grid, block = (num_images, 1, 1), (plan.threads, 1, 1)
+        handle = ctypes.c_void_p(stream)
+        entry = self._entry(plan.entry)
+        self._driver.call("cuLaunchKernel", entry, *grid, *block, 0, handle, addresses, None)
+
+    def _entry(self, name: str) -> ctypes.c_void_p:
+        if name not in self._entries:
+            entry = ctypes.c_void_p()
+            self._driver.call(
+                "cuModuleGetFunction", ctypes.byref(entry), self._module, name.encode()
+            )
+            self._entries[name] = entry
+        return self._entries[name]
+
+
+def _load_library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise BackendError(
+            "There is no NVIDIA driver on this machine",
+            expected="libcuda.so.1",
+            found=str(error),
+            fix="run on a machine with an NVIDIA GPU and its driver",
+        ) from None
