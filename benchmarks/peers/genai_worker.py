@@ -1,0 +1,36 @@
+"""onnxruntime-genai, language model only: a prompt of ids as long as with a picture."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import onnxruntime_genai as og
+from protocol import TEXT_TOKENS, now, serve, summarise_steps
+
+
+def main() -> None:
+    model = og.Model(sys.argv[1])
+    numbers = random.Random(0)
+
+    def answer(image_tokens: int, new_tokens: int) -> dict[str, float]:
+        length = image_tokens + TEXT_TOKENS
+        params = og.GeneratorParams(model)
+        params.set_search_options(
+            max_length=length + new_tokens, min_length=length + new_tokens, do_sample=False
+        )
+        generator = og.Generator(model, params)
+        ids = [numbers.randrange(3, 30000) for _ in range(length)]
+        stamps = []
+        started = now()
+        generator.append_tokens(ids)
+        for _ in range(new_tokens):
+            generator.generate_next_token()
+            stamps.append(now())
+        return summarise_steps(started, stamps)
+
+    serve({"runtime": "onnxruntime-genai", "version": og.__version__, "weights": "int4"}, answer)
+
+
+if __name__ == "__main__":
+    main()
