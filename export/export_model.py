@@ -40,6 +40,7 @@ __all__ = ["ExportOptions", "export_model"]
 
 _DECODER_STEPS = {
     "llm": "writing the LLM graph",
+    "llm_prefill": "writing the LLM graph for prefill",
     "llm_front": "writing the front of the LLM",
     "llm_back": "writing the back of the LLM",
 }
@@ -90,8 +91,9 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
 
 def _write_graphs(plan: ExportPlan, directory: Path, progress: Progress) -> dict[str, GraphSpec]:
     graphs = write_vision_graphs(plan, directory, progress)
-    for part in plan.decoder_parts():
-        llm = write_decoder(plan.spec, plan.dialect, plan.weights, part)
+    prefill = plan.prefill_part
+    for part in (*plan.decoder_parts(), *([prefill] if prefill else [])):
+        llm = write_decoder(plan.spec, plan.dialect, plan.weights_of(part), part)
         path, what = DECODER_FILES[part.name], _DECODER_STEPS[part.name]
         graphs[part.name] = _save(plan, llm, directory, path, what, progress)
     if plan.in_llm is not None and plan.in_llm.inputs:

@@ -41,6 +41,7 @@ def make_manifest(
         dtype=options.dtype,
         quant=_quant_info(plan),
         vision_quant=options.vision_quant,
+        prefill_quant=options.prefill_quant,
         graphs=graphs,
         kv_cache=KVCacheSpec(
             num_layers=spec.num_layers,

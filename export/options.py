@@ -25,7 +25,7 @@ class ExportOptions:
     ``max_seq_len`` None means 2048 or what the model can, whichever is smaller. ``output``
     None means ``./<model>-keep<keep>``. ``max_weight_mib`` None means what the target allows.
     ``quant`` is spelled as in ``divprune.export.quantization.scheme``; ``vision_quant`` is
-    ``int8`` or None.
+    ``int8`` or None; so is ``prefill_quant``, which asks for a second LLM graph.
     ``positions`` None means contiguous, and original for a
     selector inside the LLM, whose front layers have numbered every token already. ``keep`` is
     None for a selector that takes none, ``layer`` and ``tau`` None means its default.
@@ -39,6 +39,7 @@ class ExportOptions:
     quant: str | None = None
     quant_method: str = "rtn"
     vision_quant: str | None = None
+    prefill_quant: str | None = None
     selector: str = "divprune"
     positions: str | None = None
     layer: int | None = None
@@ -59,6 +60,7 @@ class ExportOptions:
             ("dtype", self.dtype, _DTYPES),
             ("quant-method", self.quant_method, tuple(METHODS)),
             ("vision-quant", self.vision_quant or "int8", ("int8",)),
+            ("prefill-quant", self.prefill_quant or "int8", ("int8",)),
             ("selector", self.selector, selector_names()),
             ("positions", self.positions, _POSITIONS),
         ):
@@ -81,11 +83,15 @@ class ExportOptions:
 
     def _check_quant(self) -> None:
         scheme = self.quant_scheme()
+        int8 = scheme is not None and scheme.bits == 8
+        if self.prefill_quant is not None:
+            self._check_prefill_quant(int8=int8)
         if self.target == "onnxruntime":
             return
         for name, value, is_int8 in (
-            ("quant", self.quant, scheme is not None and scheme.bits == 8),
+            ("quant", self.quant, int8),
             ("vision-quant", self.vision_quant, self.vision_quant is not None),
+            ("prefill-quant", self.prefill_quant, self.prefill_quant is not None),
         ):
             if is_int8:
                 raise OptionError(
@@ -94,6 +100,23 @@ class ExportOptions:
                     found=value,
                     fix="--target onnxruntime",
                 )
+
+    def _check_prefill_quant(self, *, int8: bool) -> None:
+        """A second graph for prefill makes sense only beside another precision."""
+        if int8:
+            raise OptionError(
+                "--prefill-quant int8 adds nothing to --quant int8, whose prefill is int8 already",
+                expected="--quant int4, or no --quant",
+                found=f"--quant {self.quant}",
+                fix="leave --prefill-quant out",
+            )
+        if self.inside_llm:
+            raise OptionError(
+                f"--prefill-quant is not for --selector {self.selector}",
+                expected="a selector in front of the LLM, such as divprune",
+                found=self.selector,
+                fix="leave --prefill-quant out",
+            )
 
     def quant_scheme(self) -> QuantScheme | None:
         """What ``quant`` spells.

@@ -81,6 +81,18 @@ class ExportPlan:
             DecoderPart("llm_back", layers[selector.layer :], self.max_seq_len - removed),
         )
 
+    @property
+    def prefill_part(self) -> DecoderPart | None:
+        """The graph that only fills the cache, if one was asked for."""
+        if self.options.prefill_quant is None:
+            return None
+        layers = range(self.spec.num_layers)
+        return DecoderPart("llm_prefill", layers, self.max_seq_len, cache_only=True)
+
+    def weights_of(self, part: DecoderPart) -> WeightSource:
+        """The weights as a decoder graph stores them."""
+        return self.weights.in_int8() if part.cache_only else self.weights
+
     def estimated_bytes(self) -> int:
         """Upper bound of what the export writes: every tensor, and a tied table once more.
 
@@ -89,7 +101,11 @@ class ExportPlan:
         table = self.weights.size(EMBEDDINGS) * self.weights.dtype.itemsize
         others = sum(self.weights.stored_bytes(n) for n in self.tensor_names if n != EMBEDDINGS)
         tied = self.weights.stored_bytes(EMBEDDINGS) if self.spec.tied_head else 0
-        return int(table + others + tied) + 64 * 2**20
+        again = 0
+        if self.prefill_part is not None:
+            blocks = (n for n in self.tensor_names if n.startswith("language_model.layers."))
+            again = sum(map(self.weights.in_int8().stored_bytes, blocks))
+        return int(table + others + tied + again) + 64 * 2**20
 
 
 def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:

@@ -68,10 +68,14 @@ class ExportSummary:
 
     def _weights(self) -> str:
         manifest = self.manifest
-        tower = manifest.vision_quant or manifest.dtype
-        if manifest.quant is None:
-            return f"{manifest.dtype}, vision tower {tower}"
-        return f"{manifest.quant.scheme} ({manifest.quant.method}), vision tower {tower}"
+        parts = [
+            f"{manifest.quant.scheme} ({manifest.quant.method})"
+            if manifest.quant
+            else manifest.dtype
+        ]
+        if manifest.prefill_quant is not None:
+            parts.append(f"{manifest.prefill_quant} in prefill")
+        return ", ".join([*parts, f"vision tower {manifest.vision_quant or manifest.dtype}"])
 
     def _peak(self) -> str:
         return "" if self.peak_memory is None else f", peak memory {_mib(self.peak_memory)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -53,9 +54,19 @@ class WeightSource:
         self._scheme, self._method = scheme, method
         self._used: set[str] = set()
         self._latest: tuple[str, Int4Numbers | Int8Numbers] | None = None
+        self._requantizes = False
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
+
+    def in_int8(self) -> WeightSource:
+        """The same tensors with every linear layer of the decoder in 8 bits.
+
+        Those of a quantised checkpoint are rounded again, from what their numbers stand for.
+        """
+        other = copy.copy(self)  # what it uses counts as used here
+        other._scheme, other._latest, other._requantizes = INT8, None, True
+        return other
 
     def size(self, name: str) -> int:
         """Number of values of a tensor."""
@@ -137,7 +148,7 @@ class WeightSource:
 
     def _matrix_of_numbers(self, name: str) -> QuantizedMatrix:
         layer = self._checkpoint.packed(name)
-        if layer is not None:
+        if layer is not None and not self._requantizes:
             return QuantizedMatrix(
                 name, layer.shape, layer.scheme, lambda: self._packed(layer, name), layer.max_zero
             )

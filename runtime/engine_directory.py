@@ -186,7 +186,10 @@ def _check_hash(
 
 def _quant_options(manifest: Manifest) -> dict[str, str | None]:
     """Those that a quantised checkpoint does not need are left out."""
-    options = {"--vision-quant": manifest.vision_quant}
+    options = {
+        "--vision-quant": manifest.vision_quant,
+        "--prefill-quant": manifest.prefill_quant,
+    }
     if manifest.quant is not None and manifest.quant.method not in ("awq", "gptq"):
         options |= {"--quant": manifest.quant.scheme, "--quant-method": manifest.quant.method}
     return options

@@ -216,10 +216,12 @@ class Manifest:
     TensorRT there are, sharing their weights, ``vision_plugin`` and for each decoder graph one
     whose name ends in ``_tensorrt``. ``dtype`` is the precision of the
     weights as the command line spells it (fp16, fp32), ``quant`` and ``vision_quant`` what is
-    smaller than that (int8 or None for the vision tower); ``max_weight_mib`` the size above
-    which weights were split. ``baseline`` says whether keep 1.0 can run, ``verified`` whether
-    the export checked itself. ``requires`` maps packages to the lowest version of each that can
-    run this (one of them is enough), ``tools`` to the version that wrote it.
+    smaller than that (int8 or None for the vision tower); ``prefill_quant`` what
+    ``llm_prefill`` has, a second decoder for all rows of a prompt but the last (None: there is
+    none); ``max_weight_mib`` the size above which weights were split. ``baseline`` says whether
+    keep 1.0 can run, ``verified`` whether the export checked itself. ``requires`` maps packages
+    to the lowest version of each that can run this (one of them is enough), ``tools`` to the
+    version that wrote it.
     ``files`` has every file of the export but the manifest, by relative path with forward
     slashes.
     """
@@ -232,6 +234,7 @@ class Manifest:
     dtype: str
     quant: QuantInfo | None
     vision_quant: str | None
+    prefill_quant: str | None
     graphs: dict[str, GraphSpec]
     kv_cache: KVCacheSpec
     max_prefill_len: int
@@ -248,8 +251,9 @@ class Manifest:
         _check_one_of("target", self.target, TARGETS)
         _check_one_of("dialect", self.dialect, _DIALECTS)
         _check_one_of("dtype", self.dtype, _WEIGHT_DTYPES)
-        if self.vision_quant is not None:
-            _check_one_of("vision_quant", self.vision_quant, ("int8",))
+        for field in ("vision_quant", "prefill_quant"):
+            if (value := getattr(self, field)) is not None:
+                _check_one_of(field, value, ("int8",))
         _check_at_least("max_prefill_len", self.max_prefill_len, 1)
         _check_at_least("max_seq_len", self.max_seq_len, self.max_prefill_len)
         if self.max_weight_mib is not None:

@@ -44,6 +44,13 @@ class BlockWriter:
             gated = self._mlp(f"{name}.mlp", self.norm(hidden, f"{name}.post_attention_layernorm"))
             return op("Add", hidden, gated, name="mlp_residual"), present
 
+    def write_cache(self, layer: int, hidden: ir.Value, past: KVPair, state: StepState) -> KVPair:
+        """Write as much of block ``layer`` as fills its cache."""
+        name = f"language_model.layers.{layer}"
+        with self._op.scope(f"layers.{layer}"):
+            normed = self.norm(hidden, f"{name}.input_layernorm")
+            return self._attend(layer, normed, past, state)[1]
+
     def last_query(self, layer: int) -> ir.Value:
         """The rotated query of the last row in a block that was written: [1, 1, heads * D]."""
         with self._op.scope(f"layers.{layer}"):
@@ -79,6 +86,12 @@ class BlockWriter:
     def _attention(
         self, layer: int, x: ir.Value, past: KVPair, state: StepState
     ) -> tuple[ir.Value, KVPair]:
+        context, present = self._attend(layer, x, past, state)
+        return self.linear(context, f"language_model.layers.{layer}.self_attn.o_proj"), present
+
+    def _attend(
+        self, layer: int, x: ir.Value, past: KVPair, state: StepState
+    ) -> tuple[ir.Value, KVPair]:
         spec, name = self._spec, f"language_model.layers.{layer}.self_attn"
         query = self._head_norm(self.linear(x, f"{name}.q_proj"), f"{name}.q_norm", spec.num_heads)
         key = self._head_norm(self.linear(x, f"{name}.k_proj"), f"{name}.k_norm", spec.num_kv_heads)
@@ -86,8 +99,7 @@ class BlockWriter:
         query = self._dialect.rotary(self._op, query, spec.num_heads, state)
         self._queries[layer] = query
         key = self._dialect.rotary(self._op, key, spec.num_kv_heads, state)
-        context, present = self._dialect.attention(self._op, spec, (query, key, value), past, state)
-        return self.linear(context, f"{name}.o_proj"), present
+        return self._dialect.attention(self._op, spec, (query, key, value), past, state)
 
     def _head_norm(self, x: ir.Value, name: str, num_heads: int) -> ir.Value:
         if f"{name}.weight" not in self._weights:

@@ -15,6 +15,9 @@ Cut before layer L there are two of them. The front has layers 0 to L - 1 and, i
 ``hidden_states`` [1, S, hidden] and on demand ``last_query`` [1, 1, heads * head dim], the last
 row's rotated query in layer L - 1. The back has the other layers and the head, and takes
 ``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer.
+
+A graph that only fills the cache gives nothing else: it is for all rows of a prompt but the last,
+which another graph takes. It needs no head, and nothing behind the last layer's keys and values.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -38,13 +41,15 @@ __all__ = ["DecoderPart", "write_decoder"]
 class DecoderPart:
     """Which layers a graph has; the part with the last one has the head too.
 
-    ``max_seq_len`` is the number of cache slots, ``last_query`` asks for that output.
+    ``max_seq_len`` is the number of cache slots, ``last_query`` asks for that output;
+    ``cache_only`` leaves out everything that is not needed to fill the cache.
     """
 
     name: str
     layers: range
     max_seq_len: int
     last_query: bool = False
+    cache_only: bool = False
 
     @property
     def input_name(self) -> str:
@@ -75,7 +80,10 @@ def write_decoder(
     blocks = BlockWriter(op, spec, dialect, weights)
     hidden, outputs = rows, []
     for layer, past in zip(part.layers, pasts, strict=True):
-        hidden, present = blocks.write(layer, hidden, past, state)
+        if part.cache_only and layer == part.layers.stop - 1:
+            present = blocks.write_cache(layer, hidden, past, state)
+        else:
+            hidden, present = blocks.write(layer, hidden, past, state)
         outputs += _cache_outputs(dialect, layer, present, past.key)
     results = _results(op, blocks, hidden, spec, part, dtype)
     caches = [value for past in pasts for value in (past.key, past.value)]
@@ -101,6 +109,8 @@ def _results(
     dtype: ir.DataType,
 ) -> list[ir.Value]:
     """What a graph gives beside the cache."""
+    if part.cache_only:
+        return []
     if part.layers.stop == spec.num_layers:
         return [_head(op, blocks, hidden, spec)]
     results = [_output(hidden, "hidden_states", dtype, (1, "sequence", spec.hidden_size))]

@@ -1,9 +1,13 @@
 """8-bit weights for ONNX Runtime: activations quantised as they come, products of integers.
 
-    q, s, z = DynamicQuantizeLinear(x)                 uint8, one scale and zero point for all of x
-    y = MatMulInteger(q, W, z, 0) · (s · scale of each output)
+    r = max |x| of each row
+    q, s, z = DynamicQuantizeLinear(x / r)             uint8, one scale and zero point for all rows
+    y = MatMulInteger(q, W, z, 0) · (s · scale of each output) · r
 
-ONNX Runtime fuses the four nodes into its own kernel (MatMulIntegerToFloat).
+ONNX Runtime fuses the nodes from DynamicQuantizeLinear on into one kernel of its own
+(DynamicQuantizeMatMul), which knows one scale for all rows. The division makes that a scale a row:
+a single row of very large numbers, as language models have at their first token, would otherwise
+leave the other rows a few of the 256 steps.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ def dynamic_int8_matmul(
     half = dtype == ir.DataType.FLOAT16
     if half:
         x = op("Cast", x, to=ir.DataType.FLOAT, name=f"{name}_float")
+    largest = _largest_of_rows(op, x)
+    x = op("Div", x, largest, name=f"{name}_unit_rows")
     quantized, scale, zero = op.multi(
         "DynamicQuantizeLinear", x, num_outputs=3, name=f"{name}_quantized"
     )
@@ -41,4 +47,12 @@ def dynamic_int8_matmul(
     product = op("Cast", product, to=ir.DataType.FLOAT, name=f"{name}_product")
     both = op("Mul", scale, scales, name=f"{name}_scales")
     y = op("Mul", product, both, name=f"{name}_scaled")
+    y = op("Mul", y, largest, name=f"{name}_rows")
     return op("Cast", y, to=dtype, name=f"{name}_half") if half else y
+
+
+def _largest_of_rows(op: GraphWriter, x: ir.Value) -> ir.Value:
+    """Largest magnitude of each row, never 0; ONNX Runtime computes it once for one ``x``."""
+    axis = op.constant(np.array([-1]), "row_axis")
+    largest = op("ReduceMax", op("Abs", x), axis, keepdims=1)
+    return op("Max", largest, op.constant(np.array(1e-30, np.float32), "smallest_row"))

@@ -7,17 +7,24 @@ graph, each decoder block as a graph of its own, and the output layer.
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 
 from packaging.version import Version
 
 from divprune.export.decoder.dialects import Dialect
+from divprune.export.decoder.graph import DecoderPart
 from divprune.export.graph_files import DECODER_FILES
 from divprune.export.memory import release_freed_memory
 from divprune.export.plan import ExportPlan
 from divprune.export.progress import Progress
 from divprune.export.verify.comparison import Tolerance
-from divprune.export.verify.decoder import check_block, check_head, check_last_query
+from divprune.export.verify.decoder import (
+    check_block,
+    check_cache,
+    check_head,
+    check_last_query,
+)
 from divprune.export.verify.in_llm import check_in_llm_selection
 from divprune.export.verify.subgraph import GraphCutter
 from divprune.export.verify.vision import check_vision
@@ -47,14 +54,15 @@ def verify_export(plan: ExportPlan, directory: Path, progress: Progress) -> dict
     """Check vision graph, selection, decoder blocks and output layer.
 
     Returns:
-        The worst relative error of each: ``vision``, ``blocks``, ``head``, and ``query``
-        where a graph gives one to a selection.
+        The worst relative error of each: ``vision``, ``blocks``, ``head``, ``query`` where a
+        graph gives one to a selection, and ``prefill`` where there is a graph for it.
 
     Raises:
         NumericalError: naming the part that differs, with tolerance and error.
     """
     layers = plan.spec.num_layers
-    with progress.step("checking against transformers", layers + 2, unit="parts") as done:
+    parts = layers + 2 if plan.prefill_part is None else 2 * layers + 2
+    with progress.step("checking against transformers", parts, unit="parts") as done:
         vision = check_vision(plan, directory)
         release_freed_memory()
         done(1)
@@ -68,7 +76,23 @@ def verify_export(plan: ExportPlan, directory: Path, progress: Progress) -> dict
             if part.last_query:
                 errors["query"] = check_last_query(plan, part, cutter)
         errors["head"] = check_head(plan, part, cutter)
+        if plan.prefill_part is not None:
+            errors["prefill"] = _check_prefill(plan, plan.prefill_part, directory, done)
         if plan.in_llm is not None and plan.in_llm.inputs:
             check_in_llm_selection(plan, plan.in_llm, directory)
         done(1)
     return errors
+
+
+def _check_prefill(
+    plan: ExportPlan, part: DecoderPart, directory: Path, done: Callable[[int], None]
+) -> float:
+    """Check a graph that only fills the cache, whose last block ends with its keys and values."""
+    cutter = GraphCutter(directory / DECODER_FILES[part.name])
+    error = 0.0
+    for layer in part.layers:
+        check = check_cache if layer == part.layers.stop - 1 else check_block
+        error = max(error, check(plan, part, cutter, layer))
+        release_freed_memory()
+        done(1)
+    return error

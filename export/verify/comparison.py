@@ -35,11 +35,11 @@ class Tolerance:
     block: float
 
     @classmethod
-    def of(cls, options: ExportOptions) -> Tolerance:
-        """The tolerance of an export's number formats."""
+    def of(cls, options: ExportOptions, *, prefill: bool = False) -> Tolerance:
+        """The tolerance of an export's number formats, of the graph for ``prefill`` if asked."""
         half = options.dtype == "fp16"
         scheme = options.quant_scheme()
-        int8_decoder = scheme is not None and scheme.bits == 8
+        int8_decoder = prefill or (scheme is not None and scheme.bits == 8)
         return cls(
             vision=_INT8_VISION if options.vision_quant else 5e-2 if half else 1e-3,
             block=_INT8_BLOCK if int8_decoder else 1e-2 if half else 1e-4,

@@ -15,7 +15,7 @@ from divprune.export.verify.comparison import Tolerance, compare
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import GraphCutter, run_session
 
-__all__ = ["check_block", "check_head", "check_last_query"]
+__all__ = ["check_block", "check_cache", "check_head", "check_last_query"]
 
 _PREFILL = 6
 
@@ -30,10 +30,55 @@ def check_block(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, layer:
         NumericalError: if it differs.
     """
     rows = _random_rows(plan, layer, _PREFILL + 1)
-    reference = _reference_block(plan, layer, rows.astype(np.float32))
+    reference = _reference_block(plan, part, layer, rows.astype(np.float32))
     found = _run_block(plan, part, cutter, layer, rows)
-    tolerance = Tolerance.of(plan.options).block
+    tolerance = Tolerance.of(plan.options, prefill=part.cache_only).block
     return compare(f"decoder block {layer}", found, reference, tolerance)
+
+
+def check_cache(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, layer: int) -> float:
+    """Compare the keys and values that a block of ``part`` writes for six rows.
+
+    Returns:
+        The relative error of the worst slot.
+
+    Raises:
+        NumericalError: if they differ.
+    """
+    rows = _random_rows(plan, layer, _PREFILL)
+    hidden = _rows_into(part, layer)
+    names = [f"{kind}_{layer}" for kind in ("key", "value")]
+    outputs = [f"{plan.dialect.cache_output}_{name}" for name in names]
+    block = cutter.cut([f"layers.{layer}/", "shared/"], outputs, like={hidden: part.input_name})
+    feeds = _step_feeds(rows, 0, _PREFILL) | _empty_cache(plan, part, layer, rows.dtype)
+    with cutter.session(block) as session:
+        found = run_session(session, feeds | {part.input_name: rows, hidden: rows})
+    reference = _reference_cache(plan, part, layer, rows.astype(np.float32))
+    tolerance = Tolerance.of(plan.options, prefill=part.cache_only).block
+    return max(
+        compare(f"{name} of the cache", _by_slot(found[output][:, :, :_PREFILL]), cache, tolerance)
+        for name, output, cache in zip(names, outputs, reference, strict=True)
+    )
+
+
+def _by_slot(cache: np.ndarray) -> np.ndarray:
+    """[1, KV heads, S, head dim] as float32 [S, KV heads * head dim]."""
+    rows: np.ndarray = cache[0].transpose(1, 0, 2).reshape(cache.shape[2], -1)
+    return rows.astype(np.float32)
+
+
+def _reference_cache(
+    plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of transformers' block ``layer``, each by slot."""
+    import torch
+
+    with torch.no_grad():
+        outputs = _reference_model(plan, part, layer)(
+            inputs_embeds=torch.from_numpy(rows), use_cache=True
+        )
+    cache = outputs.past_key_values.layers[0]
+    return _by_slot(cache.keys.numpy()), _by_slot(cache.values.numpy())
 
 
 def _random_rows(plan: ExportPlan, seed: int, count: int) -> np.ndarray:
@@ -53,8 +98,7 @@ def _run_block(
         [output, *(f"{plan.dialect.cache_output}_{cache}" for cache in caches)],
         like={hidden: part.input_name, output: part.input_name},
     )
-    shape = (1, plan.spec.num_kv_heads, part.max_seq_len, plan.spec.head_dim)
-    past = {f"past_{cache}": np.zeros(shape, rows.dtype) for cache in caches}
+    past = _empty_cache(plan, part, layer, rows.dtype)
     found = []
     with cutter.session(block) as session:
         for start, stop in ((0, _PREFILL), (_PREFILL, rows.shape[1])):
@@ -67,6 +111,13 @@ def _run_block(
             found.append(outputs[output])
     together: np.ndarray = np.concatenate(found, axis=1)[0].astype(np.float32)
     return together
+
+
+def _empty_cache(
+    plan: ExportPlan, part: DecoderPart, layer: int, dtype: np.dtype
+) -> dict[str, np.ndarray]:
+    shape = (1, plan.spec.num_kv_heads, part.max_seq_len, plan.spec.head_dim)
+    return {f"past_{kind}_{layer}": np.zeros(shape, dtype) for kind in ("key", "value")}
 
 
 def _update(
@@ -87,19 +138,24 @@ def _step_feeds(rows: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray
     }
 
 
-def _reference_block(plan: ExportPlan, layer: int, rows: np.ndarray) -> np.ndarray:
+def _reference_block(
+    plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray
+) -> np.ndarray:
     """What transformers' block ``layer`` makes of all rows at once, without a cache."""
     import torch
 
-    model = _reference_model(plan, layer)
+    model = _reference_model(plan, part, layer)
     with torch.no_grad():
         outputs = model(inputs_embeds=torch.from_numpy(rows), use_cache=False)
     result: np.ndarray = outputs.last_hidden_state[0].numpy()
     return result
 
 
-def _reference_model(plan: ExportPlan, layer: int) -> Any:
-    """The text model of transformers with block ``layer`` as its only one, and no final norm."""
+def _reference_model(plan: ExportPlan, part: DecoderPart, layer: int) -> Any:
+    """The text model of transformers with block ``layer`` as its only one, and no final norm.
+
+    Its weights are what those of ``part`` stand for.
+    """
     import torch
 
     config = plan.family.text_config
@@ -107,7 +163,8 @@ def _reference_model(plan: ExportPlan, layer: int) -> Any:
         model: Any = text_model_without_vocabulary(config, num_layers=1)
     model.rotary_emb = text_model_without_vocabulary(config, num_layers=0).rotary_emb
     model.norm = torch.nn.Identity()
-    load_weights(model.layers[0], plan.weights, prefix=f"language_model.layers.{layer}.")
+    weights = plan.weights_of(part)
+    load_weights(model.layers[0], weights, prefix=f"language_model.layers.{layer}.")
     return model.eval()
 
 
@@ -129,9 +186,7 @@ def check_last_query(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -
         ["last_query", keys],
         like={hidden: part.input_name},
     )
-    shape = (1, plan.spec.num_kv_heads, part.max_seq_len, plan.spec.head_dim)
-    names = [f"past_{kind}_{layer}" for kind in ("key", "value")]
-    past = {name: np.zeros(shape, rows.dtype) for name in names}
+    past = _empty_cache(plan, part, layer, rows.dtype)
     feeds = _step_feeds(rows, 0, _PREFILL)
     with cutter.session(block) as session:
         outputs = run_session(
@@ -140,16 +195,18 @@ def check_last_query(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -
     counts = {"first_slot": np.array([0]), "num_slots": np.array([_PREFILL])}
     values = {"last_query": outputs["last_query"], "keys": outputs[keys], **counts}
     found = last_token_attention(values, _PREFILL)
-    reference = _reference_attention(plan, layer, rows.astype(np.float32))
+    reference = _reference_attention(plan, part, layer, rows.astype(np.float32))
     tolerance = Tolerance.of(plan.options).block
     return compare("query for the selection", found, reference, tolerance)
 
 
-def _reference_attention(plan: ExportPlan, layer: int, rows: np.ndarray) -> np.ndarray:
+def _reference_attention(
+    plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray
+) -> np.ndarray:
     """Attention of the last row in transformers' block ``layer``, mean over heads: [S]."""
     import torch
 
-    model = _reference_model(plan, layer)
+    model = _reference_model(plan, part, layer)
     model.set_attn_implementation("eager")  # the only one that returns weights
     with torch.no_grad():
         outputs = model(

@@ -13,6 +13,9 @@ Directories for TensorRT run here as well, to check them before they are copied 
 In the dialect ``delta`` (target jetpack6) the LLM graph yields ``new_key_i`` and ``new_value_i``
 [1, KV heads, S, head dim], and this backend writes them into the cache (on the CPU only).
 
+``llm_prefill``, where there is one, has the inputs of ``llm`` and gives the cache alone; it takes
+all rows of a prompt but the last.
+
 With a selection inside the LLM there are ``llm_front``, ``llm_selection`` and ``llm_back``
 (`divprune.export.decoder.graph`, `divprune.export.selection.in_llm`) instead of ``llm``.
 """
@@ -26,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from divprune.runtime.backends import ImageFeatures, PrunedPrefill, SmallPictureFeatures
+from divprune.runtime.backends.onnxruntime_cache import KVCache
 from divprune.runtime.backends.onnxruntime_decoder import DecoderSession
 from divprune.runtime.backends.onnxruntime_session import open_session, require_onnxruntime
 from divprune.runtime.errors import UnsupportedError
@@ -54,22 +58,22 @@ def load(directory: EngineDirectory, *, device: str, threads: int | None) -> Onn
     manifest = directory.manifest
     session = partial(open_session, library, directory, device=device, threads=threads)
     # The larger ones first: what loading needs on top of the weights is gone when others come.
+    decode = partial(session, stop_spinning=False)
+    caches = [KVCache(library, manifest.graphs[name], device) for name in manifest.llm_graphs]
+    prefill = None
+    if (spec := manifest.graphs.get("llm_prefill")) is not None:
+        session_of_it = session("llm_prefill", stop_spinning=True)
+        prefill = DecoderSession(library, session_of_it, spec, caches[0])
     parts = [
-        DecoderSession(
-            library,
-            session(name, stop_spinning=False),
-            manifest.graphs[name],
-            device=device,
-            reads_masked_slots=manifest.dialect != "ort",
-        )
-        for name in manifest.llm_graphs
+        DecoderSession(library, decode(name), manifest.graphs[name], cache)
+        for name, cache in zip(manifest.llm_graphs, caches, strict=True)
     ]
     vision = session("vision", stop_spinning=True)
     has_selection = "llm_selection" in manifest.graphs
     selection = session("llm_selection", stop_spinning=True) if has_selection else None
     name = f"onnxruntime {library.__version__} ({device.upper()})"
     open_full = partial(session, "full", stop_spinning=True)
-    return OnnxRuntimeBackend(vision, parts, selection, manifest, name, open_full)
+    return OnnxRuntimeBackend(vision, parts, prefill, selection, manifest, name, open_full)
 
 
 def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
@@ -109,6 +113,7 @@ class OnnxRuntimeBackend:
         self,
         vision: Any,
         parts: Sequence[DecoderSession],
+        prefill: DecoderSession | None,
         selection: Any | None,
         manifest: Manifest,
         name: str,
@@ -120,6 +125,9 @@ class OnnxRuntimeBackend:
         self._vision = vision
         self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
         self._parts = parts
+        self._prefill = prefill
+        # There masked slots are multiplied by zero instead of being left out.
+        self._reads_masked_slots = manifest.dialect != "ort"
         self._selection = selection
         self._num_image_tokens = manifest.selector.num_image_tokens
         self._inside_llm = manifest.selector.inside_llm
@@ -146,9 +154,15 @@ class OnnxRuntimeBackend:
         return features
 
     def reset(self) -> None:
-        """Start a new sequence; old slots are overwritten before they count."""
+        """Start a new sequence; old slots are overwritten before they count.
+
+        Where masked slots are read, a NaN in one would spoil every sequence that follows: there
+        they become zeros.
+        """
         for part in self._parts:
-            part.reset()
+            if self._reads_masked_slots:
+                part.cache.clear()
+            part.cache.filled = 0
 
     def forward(
         self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
@@ -159,6 +173,10 @@ class OnnxRuntimeBackend:
             BackendError: if S rows do not fit into what is left of the cache.
         """
         rows = inputs_embeds
+        if self._prefill is not None and rows.shape[1] > 1:
+            # The last row, whose logits are wanted, is left to the graph that has a head.
+            self._prefill.run(rows[:, :-1], position_ids[:, :-1])
+            rows, position_ids = rows[:, -1:], position_ids[:, -1:]
         for part in self._parts[:-1]:
             rows = part.run(rows, position_ids)["hidden_states"]
         row: NDArray[np.float32] = self._parts[-1].run(rows, position_ids)["logits"][0, 0]
@@ -201,9 +219,9 @@ class OnnxRuntimeBackend:
             "visual_states": hidden[first : first + self._num_image_tokens],
             "last_state": hidden[-1:],
             "last_query": outputs.get("last_query"),
-            "keys": front.last_keys,
+            "keys": front.cache.last_keys,
             "first_slot": np.array([first], np.int64),
-            "num_slots": np.array([front.filled], np.int64),
+            "num_slots": np.array([front.cache.filled], np.int64),
         }
         order: NDArray[np.int64] = front.run_beside(self._selection, feeds, "selection_order")
         return order

@@ -82,7 +82,7 @@ def predict(run: Run, manifest: Manifest, image_bytes: int, probe: Probe) -> dic
 def stage_costs(run: Run, manifest: Manifest, image_bytes: int) -> dict[str, Cost]:
     """Bytes and operations of each stage, by the table of this module."""
     costs = _light_costs(run, manifest, image_bytes)
-    if manifest.quant is not None or manifest.vision_quant is not None:
+    if any((manifest.quant, manifest.vision_quant, manifest.prefill_quant)):
         return costs
     tower, tokens = _parameters(manifest, "vision"), manifest.selector.num_image_tokens
     selection = costs.get("selection", Cost(0, 0))

@@ -26,6 +26,7 @@ from divprune.runtime.errors import OptionError
         ("quant", "int4-g16", r"group size(.|\n)*32, 64, 128(.|\n)*16"),
         ("quant_method", "gptq", r"--quant-method is not known(.|\n)*rtn, mse(.|\n)*gptq"),
         ("vision_quant", "int4", r"--vision-quant is not known(.|\n)*int8(.|\n)*int4"),
+        ("prefill_quant", "int4", r"--prefill-quant is not known(.|\n)*int8(.|\n)*int4"),
         ("positions", "shuffled", r"--positions is not known(.|\n)*contiguous, original"),
         ("max_seq_len", 1, r"--max-seq-len is too small(.|\n)*at least 2(.|\n)*1"),
         ("max_seq_len", -5, "--max-seq-len is too small"),
@@ -37,11 +38,27 @@ def test_a_value_that_cannot_be_used_is_refused(field: str, value: Any, message:
         ExportOptions(**{"model": "llava-1.5-7b", "keep": 0.1, field: value})
 
 
-@pytest.mark.parametrize("options", [{"quant": "int8"}, {"vision_quant": "int8"}])
+@pytest.mark.parametrize(
+    "options", [{"quant": "int8"}, {"vision_quant": "int8"}, {"prefill_quant": "int8"}]
+)
 def test_dynamic_int8_is_for_onnxruntime(options: dict[str, str]) -> None:
     ExportOptions(model="m", keep=0.1, **options)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"int8 is not for --target jetpack6(.|\n)*int4"):
         ExportOptions(model="m", keep=0.1, target="jetpack6", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quant": "int8", "keep": 0.1}, r"adds nothing to --quant int8(.|\n)*leave"),
+        ({"selector": "vtw"}, r"not for --selector vtw(.|\n)*in front of the LLM"),
+    ],
+)
+def test_a_prefill_graph_is_refused_where_it_has_no_place(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        ExportOptions(model="m", prefill_quant="int8", **options)
 
 
 @pytest.mark.parametrize("keep", [1e-6, 1.0])

@@ -29,6 +29,7 @@ def example_manifest() -> Manifest:
         dtype="fp32",
         quant=None,
         vision_quant=None,
+        prefill_quant=None,
         graphs={"vision": GraphSpec("vision/model.onnx", 20, (pixels,), (pixels,))},
         kv_cache=KVCacheSpec(2, 1, 4, "float32"),
         max_prefill_len=40,

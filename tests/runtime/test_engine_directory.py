@@ -45,6 +45,7 @@ def make_manifest(files: dict[str, FileRecord]) -> Manifest:
         dtype="fp32",
         quant=None,
         vision_quant=None,
+        prefill_quant=None,
         graphs={"llm": GraphSpec("llm/model.onnx", 24, tensors, tensors)},
         kv_cache=KVCacheSpec(2, 2, 8, "float32"),
         max_prefill_len=127,

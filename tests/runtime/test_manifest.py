@@ -57,6 +57,7 @@ def make_manifest() -> Manifest:
         dtype="fp16",
         quant=QuantInfo("int4-g32-sym", "rtn", 4, 32, symmetric=True),
         vision_quant=None,
+        prefill_quant=None,
         graphs={"vision": GraphSpec("vision/model.onnx", 24, (pixels,), (features,))},
         kv_cache=KVCacheSpec(num_layers=32, num_kv_heads=32, head_dim=128, dtype="float16"),
         max_prefill_len=2047,
@@ -172,6 +173,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 block=st.none() | counts,
             ),
             vision_quant=st.sampled_from([None, "int8"]),
+            prefill_quant=st.sampled_from([None, "int8"]),
             graphs=st.fixed_dictionaries(
                 dict.fromkeys(halves, graph),
                 optional=dict.fromkeys(("vision", "selection", "llm"), graph),
@@ -244,6 +246,7 @@ def test_kv_bytes_a_token_are_keys_and_values_of_every_layer(dtype: str, expecte
         ("dtype", "bf16", "fp16, fp32", "bf16"),
         ("quant", 4, "an object or null", "4"),
         ("vision_quant", "int4", "int8", "int4"),
+        ("prefill_quant", "int4", "int8", "int4"),
         ("max_prefill_len", 0, "at least 1", "0"),
         ("max_seq_len", 2046, "at least 2047", "2046"),
         ("max_weight_mib", 0, "at least 1", "0"),

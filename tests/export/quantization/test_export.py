@@ -113,6 +113,34 @@ def test_int8_runs_and_both_towers_can_be_small(
     assert len(answer.result.token_ids) == 3
 
 
+def test_a_prefill_graph_in_int8_fills_the_same_cache(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It gives nothing else, ends with the last layer's cache, and leaves it the last row."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    export(checkpoint(TIED), one, dtype="fp32")
+    errors = export(checkpoint(TIED), two, dtype="fp32", prefill_quant="int8")
+    assert 1e-3 < errors["prefill"] < 0.05
+    assert errors["blocks"] < 1e-5
+    directory = EngineDirectory.open(two)
+    spec = directory.manifest.graphs["llm_prefill"]
+    assert {tensor.name.partition("_")[0] for tensor in spec.outputs} == {"present"}
+    assert operators(two / spec.path)["MatMulInteger"] == 2 * 7 + 3
+    rows = np.random.default_rng(0).standard_normal((1, 9, directory.manifest.model.hidden_size))
+    embeds, positions = rows.astype(np.float32), np.arange(9)[None]
+    logits = []
+    for path in (one, two):
+        backend = Pipeline.from_dir(path).backend
+        backend.reset()
+        logits.append([backend.forward(embeds[:, :8], positions[:, :8])])
+        logits[-1].append(backend.forward(embeds[:, 8:], positions[:, 8:]))
+        backend.reset()
+        logits[-1].append(backend.forward(embeds[:, :1], positions[:, :1]))
+    for exact, found in zip(logits[0][:2], logits[1][:2], strict=True):
+        assert 0 < np.linalg.norm(exact - found) / np.linalg.norm(exact) < 0.05
+    np.testing.assert_array_equal(logits[0][2], logits[1][2])  # a single row never goes there
+
+
 def test_groups_that_do_not_divide_are_refused_before_anything_is_written(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -127,6 +155,7 @@ def test_the_size_is_foreseen(checkpoint: Callable[[str], Path]) -> None:
         return make_plan(given, resolve_model(given.model)).estimated_bytes()
 
     assert foreseen(quant="int4") < foreseen(quant="int8") < foreseen() < foreseen(dtype="fp32")
+    assert foreseen(quant="int8") < foreseen(quant="int4", prefill_quant="int8") < foreseen()
 
 
 def test_a_wrong_zero_point_is_found_by_the_self_check(

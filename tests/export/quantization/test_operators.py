@@ -65,3 +65,17 @@ def test_dynamic_int8_is_off_by_what_eight_bits_cost(dtype: str) -> None:
         lambda op, x: dynamic_int8_matmul(op, x, matrix, DTYPES[dtype], "y"), X, dtype
     )
     assert 1e-4 < relative_error(found, X @ weight.numpy().T) < 2e-2
+
+
+def test_dynamic_int8_gives_each_row_a_scale_of_its_own() -> None:
+    weight = torch.randn(24, 192, generator=torch.Generator().manual_seed(0))
+    numbers = quantize(weight, INT8, "rtn", np.dtype(np.float32))
+    matrix = QuantizedMatrix("weight", (24, 192), INT8, lambda: numbers, max_zero=0)
+    sizes = np.array([1e4, 1, 1e-4, 0], np.float32)
+    x = np.random.default_rng(0).standard_normal((1, 4, 192)).astype(np.float32) * sizes[:, None]
+    dtype = DTYPES["fp32"]
+    found = run_layer(lambda op, x: dynamic_int8_matmul(op, x, matrix, dtype, "y"), x, "fp32")
+    exact = x @ weight.numpy().T
+    for row in range(3):
+        assert relative_error(found[:, row], exact[:, row]) < 2e-2
+    assert not found[:, 3].any()

@@ -15,6 +15,8 @@ from divprune.export.checkpoint import Checkpoint
 from divprune.export.cli import main
 from divprune.export.export_model import export_model
 from divprune.export.options import ExportOptions
+from divprune.export.plan import make_plan
+from divprune.export.source import resolve_model
 from divprune.runtime.backends import load_backend
 from divprune.runtime.engine_directory import EngineDirectory
 from divprune.runtime.manifest import QuantInfo
@@ -88,6 +90,21 @@ def test_logits_are_those_of_the_dequantised_model(
     info = EngineDirectory.open(tmp_path / "engine-packed").manifest.quant
     kind = "sym" if symmetric else "asym"
     assert info == QuantInfo(f"int4-g32-{kind}", form.removesuffix("_v2"), 4, 32, symmetric)
+
+
+def test_packed_layers_are_rounded_again_for_a_prefill_graph(
+    pair: Callable[..., tuple[Path, Path]],
+) -> None:
+    packed, _ = pair("awq", symmetric=False)
+    options = ExportOptions(model=str(packed), keep=0.1, dtype="fp32", prefill_quant="int8")
+    plan = make_plan(options, resolve_model(options.model))
+    assert plan.prefill_part is not None
+    name = "language_model.layers.0.mlp.down_proj.weight"
+    exact, rounded = (
+        weights.reference(name) for weights in (plan.weights, plan.weights_of(plan.prefill_part))
+    )
+    assert 0 < torch.linalg.norm(exact - rounded) < 0.01 * torch.linalg.norm(exact)
+    assert plan.weights.quantized(name)[0].scheme.bits == 4
 
 
 def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

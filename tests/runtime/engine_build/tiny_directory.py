@@ -99,6 +99,7 @@ def _manifest() -> Manifest:
         dtype="fp32",
         quant=None,
         vision_quant=None,
+        prefill_quant=None,
         graphs=graphs,
         kv_cache=KVCacheSpec(1, 1, HIDDEN, "float32"),
         max_prefill_len=SLOTS - 1,
