@@ -1,6 +1,8 @@
 """Time and peak memory of an export and of a first answer, on a random-weight checkpoint.
 
     python benchmarks/export_figures.py --shape 1.1b --output benchmarks/results/export-1.1b.json
+    python benchmarks/export_figures.py --shape 7b --dtype fp32 --quant int4-g128 --vision-quant int8 \
+        --max-seq-len 1024
 
 Export and runs are processes of their own, so that each peak is its own. The runs at keep 1.0
 and 0.1 alternate; times are medians with the smallest and largest beside them.
@@ -27,6 +29,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="1.1b")
     parser.add_argument("--dtype", default="fp16")
+    parser.add_argument("--quant")
+    parser.add_argument("--vision-quant")
+    parser.add_argument("--prefill-quant")
+    parser.add_argument("--max-seq-len", type=int)
     parser.add_argument("--runs", type=int, default=3, help="runs at each keep; 0: export only")
     parser.add_argument("--work", type=Path, help="where checkpoint and engine go (kept)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -37,7 +43,8 @@ def main() -> int:
         if not checkpoint.exists():
             script = ROOT / "benchmarks" / "random_llava.py"
             subprocess.run([sys.executable, script, checkpoint, "--shape", args.shape], check=True)
-        export = measure_export(checkpoint, engine, args.dtype)
+        names = ("dtype", "quant", "vision_quant", "prefill_quant", "max_seq_len")
+        export = measure_export(checkpoint, engine, {name: getattr(args, name) for name in names})
         runs = measure_runs(engine, args.runs) if args.runs else None
     text = json.dumps(
         {"shape": args.shape, "machine": machine(), "export": export, "run": runs}, indent=2
@@ -48,18 +55,20 @@ def main() -> int:
     return 0
 
 
-def measure_export(checkpoint: Path, engine: Path, dtype: str) -> dict:
+def measure_export(checkpoint: Path, engine: Path, options: dict) -> dict:
     code = (
         "import json, sys\n"
         "from pathlib import Path\n"
         "from divprune.export.export_model import ExportOptions, export_model\n"
-        "s = export_model(ExportOptions(model=sys.argv[1], keep=0.1, dtype=sys.argv[3],\n"
-        "                               output=Path(sys.argv[2]), force=True))\n"
+        "options = json.loads(sys.argv[3])\n"
+        "s = export_model(ExportOptions(model=sys.argv[1], keep=0.1, output=Path(sys.argv[2]),\n"
+        "                               force=True, **options))\n"
+        "llm = sum(r.size for n, r in s.manifest.files.items() if n.startswith('llm/'))\n"
         "print(json.dumps({'seconds': round(s.seconds, 1), 'peak_rss_bytes': s.peak_memory,\n"
-        "                  'bytes_on_disk': s.bytes_on_disk, 'self_check': s.verify_errors,\n"
-        "                  'dtype': sys.argv[3], 'tools': s.manifest.tools}))\n"
+        "                  'bytes_on_disk': s.bytes_on_disk, 'llm_bytes_on_disk': llm,\n"
+        "                  'self_check': s.verify_errors, 'tools': s.manifest.tools} | options))\n"
     )
-    command = [sys.executable, "-c", code, checkpoint, engine, dtype]
+    command = [sys.executable, "-c", code, checkpoint, engine, json.dumps(options)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -47,12 +47,16 @@ LOGIT_QUESTIONS = 100
 INT4 = [("int4", method) for method in ("rtn", "mse")]
 INT4 += [("int4-g32-asym", method) for method in ("rtn", "mse")]
 INT4 += [("int4-g64", method) for method in ("rtn", "mse")]
+INT4_MSE = {"quant": "int4", "quant_method": "mse"}
 VARIANTS = {
     BASELINE: {},
     **{f"{quant} {way}": {"quant": quant, "quant_method": way} for quant, way in INT4},
     "int8": {"quant": "int8"},
     "vision int8": {"vision_quant": "int8"},
-    "int4 mse, vision int8": {"quant": "int4", "quant_method": "mse", "vision_quant": "int8"},
+    "int4 mse, vision int8": INT4_MSE | {"vision_quant": "int8"},
+    "int4 mse, prefill int8": INT4_MSE | {"prefill_quant": "int8"},
+    "int4 mse, prefill and vision int8": INT4_MSE
+    | {"prefill_quant": "int8", "vision_quant": "int8"},
 }
 FLOAT_ACTIVATIONS = ", level 0"
 

@@ -32,7 +32,7 @@ def main() -> None:
             max_new_tokens=new_tokens,
             ignore_eos=True,
         )
-        result = generation.finish()
+        result = generation.result
         times = result.timings
         return {
             "vision": times.vision / 1000,
