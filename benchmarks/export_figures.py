@@ -1,8 +1,8 @@
-"""Time and peak memory of an export and of a first answer, on a random-weight checkpoint.
+r"""Time and peak memory of an export and of a first answer, on a random-weight checkpoint.
 
     python benchmarks/export_figures.py --shape 1.1b --output benchmarks/results/export-1.1b.json
-    python benchmarks/export_figures.py --shape 7b --dtype fp32 --quant int4-g128 --vision-quant int8 \
-        --max-seq-len 1024
+    python benchmarks/export_figures.py --shape 7b --dtype fp32 --quant int4-g128 \
+        --vision-quant int8 --max-seq-len 1024
 
 Export and runs are processes of their own, so that each peak is its own. The runs at keep 1.0
 and 0.1 alternate; times are medians with the smallest and largest beside them.

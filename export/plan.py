@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from divprune.export.checkpoint import EMBEDDINGS, Checkpoint, expected_tensors
+from divprune.export.checkpoint import EMBEDDINGS, LM_HEAD, Checkpoint, expected_tensors
 from divprune.export.decoder.dialects import Dialect, get_dialect
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.decoder.spec import DecoderSpec, check_text_model
@@ -83,15 +83,15 @@ class ExportPlan:
 
     @property
     def prefill_part(self) -> DecoderPart | None:
-        """The graph that only fills the cache, if one was asked for."""
+        """A second graph of the decoder for the rows of a prompt, if one was asked for."""
         if self.options.prefill_quant is None:
             return None
         layers = range(self.spec.num_layers)
-        return DecoderPart("llm_prefill", layers, self.max_seq_len, cache_only=True)
+        return DecoderPart("llm_prefill", layers, self.max_seq_len)
 
     def weights_of(self, part: DecoderPart) -> WeightSource:
         """The weights as a decoder graph stores them."""
-        return self.weights.in_int8() if part.cache_only else self.weights
+        return self.weights.in_int8() if part.name == "llm_prefill" else self.weights
 
     def estimated_bytes(self) -> int:
         """Upper bound of what the export writes: every tensor, and a tied table once more.
@@ -103,8 +103,9 @@ class ExportPlan:
         tied = self.weights.stored_bytes(EMBEDDINGS) if self.spec.tied_head else 0
         again = 0
         if self.prefill_part is not None:
-            blocks = (n for n in self.tensor_names if n.startswith("language_model.layers."))
-            again = sum(map(self.weights.in_int8().stored_bytes, blocks))
+            decoder = ("language_model.layers.", LM_HEAD)
+            names = (n for n in self.tensor_names if n.startswith(decoder))
+            again = sum(map(self.weights.in_int8().stored_bytes, names)) + tied
         return int(table + others + tied + again) + 64 * 2**20
 
 

@@ -217,11 +217,11 @@ class Manifest:
     whose name ends in ``_tensorrt``. ``dtype`` is the precision of the
     weights as the command line spells it (fp16, fp32), ``quant`` and ``vision_quant`` what is
     smaller than that (int8 or None for the vision tower); ``prefill_quant`` what
-    ``llm_prefill`` has, a second decoder for all rows of a prompt but the last (None: there is
-    none); ``max_weight_mib`` the size above which weights were split. ``baseline`` says whether
-    keep 1.0 can run, ``verified`` whether the export checked itself. ``requires`` maps packages
-    to the lowest version of each that can run this (one of them is enough), ``tools`` to the
-    version that wrote it.
+    ``llm_prefill`` has, a second decoder for prompts (None: there is none); ``max_weight_mib``
+    the size above which weights were split. ``baseline`` says whether keep 1.0 can run,
+    ``verified`` whether the export checked itself. ``requires`` maps packages to the lowest
+    version of each that can run this (one of them is enough), ``tools`` to the version that
+    wrote it.
     ``files`` has every file of the export but the manifest, by relative path with forward
     slashes.
     """

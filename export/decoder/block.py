@@ -32,24 +32,31 @@ class BlockWriter:
         self._queries: dict[int, ir.Value] = {}
 
     def write(
-        self, layer: int, hidden: ir.Value, past: KVPair, state: StepState
+        self,
+        layer: int,
+        hidden: ir.Value,
+        past: KVPair,
+        state: StepState,
+        *,
+        last_row: bool = False,
     ) -> tuple[ir.Value, KVPair]:
-        """Write block ``layer``: [1, S, hidden] in, [1, S, hidden] and the new cache out."""
+        """Write block ``layer``: [1, S, hidden] in, [1, S, hidden] and the new cache out.
+
+        With ``last_row`` [1, 1, hidden] comes out: the others are not needed behind attention.
+        """
         op, name = self._op, f"language_model.layers.{layer}"
         with op.scope(f"layers.{layer}"):
-            attended, present = self._attention(
+            context, present = self._attention(
                 layer, self.norm(hidden, f"{name}.input_layernorm"), past, state
             )
+            if last_row:
+                last = op.constant(np.array([-1]), "last_row")
+                context = op("Gather", context, last, axis=1, name="last_context")
+                hidden = op("Gather", hidden, last, axis=1, name="last_hidden")
+            attended = self.linear(context, f"{name}.self_attn.o_proj")
             hidden = op("Add", hidden, attended, name="attention_residual")
             gated = self._mlp(f"{name}.mlp", self.norm(hidden, f"{name}.post_attention_layernorm"))
             return op("Add", hidden, gated, name="mlp_residual"), present
-
-    def write_cache(self, layer: int, hidden: ir.Value, past: KVPair, state: StepState) -> KVPair:
-        """Write as much of block ``layer`` as fills its cache."""
-        name = f"language_model.layers.{layer}"
-        with self._op.scope(f"layers.{layer}"):
-            normed = self.norm(hidden, f"{name}.input_layernorm")
-            return self._attend(layer, normed, past, state)[1]
 
     def last_query(self, layer: int) -> ir.Value:
         """The rotated query of the last row in a block that was written: [1, 1, heads * D]."""
@@ -84,12 +91,6 @@ class BlockWriter:
         return [op("MatMul", x, matrix, name=short) for matrix in weights.matrices(op, name)]
 
     def _attention(
-        self, layer: int, x: ir.Value, past: KVPair, state: StepState
-    ) -> tuple[ir.Value, KVPair]:
-        context, present = self._attend(layer, x, past, state)
-        return self.linear(context, f"language_model.layers.{layer}.self_attn.o_proj"), present
-
-    def _attend(
         self, layer: int, x: ir.Value, past: KVPair, state: StepState
     ) -> tuple[ir.Value, KVPair]:
         spec, name = self._spec, f"language_model.layers.{layer}.self_attn"

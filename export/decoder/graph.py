@@ -16,8 +16,7 @@ Cut before layer L there are two of them. The front has layers 0 to L - 1 and, i
 row's rotated query in layer L - 1. The back has the other layers and the head, and takes
 ``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer.
 
-A graph that only fills the cache gives nothing else: it is for all rows of a prompt but the last,
-which another graph takes. It needs no head, and nothing behind the last layer's keys and values.
+The head needs the last row alone, so behind the attention of the last layer there is no other.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -41,15 +40,13 @@ __all__ = ["DecoderPart", "write_decoder"]
 class DecoderPart:
     """Which layers a graph has; the part with the last one has the head too.
 
-    ``max_seq_len`` is the number of cache slots, ``last_query`` asks for that output;
-    ``cache_only`` leaves out everything that is not needed to fill the cache.
+    ``max_seq_len`` is the number of cache slots, ``last_query`` asks for that output.
     """
 
     name: str
     layers: range
     max_seq_len: int
     last_query: bool = False
-    cache_only: bool = False
 
     @property
     def input_name(self) -> str:
@@ -80,10 +77,8 @@ def write_decoder(
     blocks = BlockWriter(op, spec, dialect, weights)
     hidden, outputs = rows, []
     for layer, past in zip(part.layers, pasts, strict=True):
-        if part.cache_only and layer == part.layers.stop - 1:
-            present = blocks.write_cache(layer, hidden, past, state)
-        else:
-            hidden, present = blocks.write(layer, hidden, past, state)
+        is_last = layer == spec.num_layers - 1
+        hidden, present = blocks.write(layer, hidden, past, state, last_row=is_last)
         outputs += _cache_outputs(dialect, layer, present, past.key)
     results = _results(op, blocks, hidden, spec, part, dtype)
     caches = [value for past in pasts for value in (past.key, past.value)]
@@ -109,8 +104,6 @@ def _results(
     dtype: ir.DataType,
 ) -> list[ir.Value]:
     """What a graph gives beside the cache."""
-    if part.cache_only:
-        return []
     if part.layers.stop == spec.num_layers:
         return [_head(op, blocks, hidden, spec)]
     results = [_output(hidden, "hidden_states", dtype, (1, "sequence", spec.hidden_size))]
@@ -140,8 +133,7 @@ def _rope(
 
 def _head(op: GraphWriter, blocks: BlockWriter, hidden: ir.Value, spec: DecoderSpec) -> ir.Value:
     with op.scope("head"):
-        last = op("Gather", hidden, op.constant(np.array([-1]), "last_row"), axis=1)
-        normed = blocks.norm(last, "language_model.norm")
+        normed = blocks.norm(hidden, "language_model.norm")
         name = "language_model.embed_tokens" if spec.tied_head else "lm_head"
         logits = op("Cast", blocks.linear(normed, name), to=ir.DataType.FLOAT)
     return _output(logits, "logits", ir.DataType.FLOAT, (1, 1, spec.vocab_size))

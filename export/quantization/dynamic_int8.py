@@ -22,9 +22,18 @@ __all__ = ["dynamic_int8_matmul"]
 
 
 def dynamic_int8_matmul(
-    op: GraphWriter, x: ir.Value, weight: QuantizedMatrix, dtype: ir.DataType, name: str
+    op: GraphWriter,
+    x: ir.Value,
+    weight: QuantizedMatrix,
+    dtype: ir.DataType,
+    name: str,
+    *,
+    scale_rows: bool = True,
 ) -> ir.Value:
-    """X [..., in] times the transposed weight: [..., out] of ``dtype``."""
+    """X [..., in] times the transposed weight: [..., out] of ``dtype``.
+
+    Without ``scale_rows`` r is 1: one scale for all of x.
+    """
     rows, inputs = weight.shape
     values = op.weight(
         f"{weight.name}.int8",
@@ -38,8 +47,9 @@ def dynamic_int8_matmul(
     half = dtype == ir.DataType.FLOAT16
     if half:
         x = op("Cast", x, to=ir.DataType.FLOAT, name=f"{name}_float")
-    largest = _largest_of_rows(op, x)
-    x = op("Div", x, largest, name=f"{name}_unit_rows")
+    largest = _largest_of_rows(op, x) if scale_rows else None
+    if largest is not None:
+        x = op("Div", x, largest, name=f"{name}_unit_rows")
     quantized, scale, zero = op.multi(
         "DynamicQuantizeLinear", x, num_outputs=3, name=f"{name}_quantized"
     )
@@ -47,7 +57,8 @@ def dynamic_int8_matmul(
     product = op("Cast", product, to=ir.DataType.FLOAT, name=f"{name}_product")
     both = op("Mul", scale, scales, name=f"{name}_scales")
     y = op("Mul", product, both, name=f"{name}_scaled")
-    y = op("Mul", y, largest, name=f"{name}_rows")
+    if largest is not None:
+        y = op("Mul", y, largest, name=f"{name}_rows")
     return op("Cast", y, to=dtype, name=f"{name}_half") if half else y
 
 

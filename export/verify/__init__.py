@@ -19,12 +19,7 @@ from divprune.export.memory import release_freed_memory
 from divprune.export.plan import ExportPlan
 from divprune.export.progress import Progress
 from divprune.export.verify.comparison import Tolerance
-from divprune.export.verify.decoder import (
-    check_block,
-    check_cache,
-    check_head,
-    check_last_query,
-)
+from divprune.export.verify.decoder import check_block, check_head, check_last_query
 from divprune.export.verify.in_llm import check_in_llm_selection
 from divprune.export.verify.subgraph import GraphCutter
 from divprune.export.verify.vision import check_vision
@@ -69,30 +64,27 @@ def verify_export(plan: ExportPlan, directory: Path, progress: Progress) -> dict
         errors = {"vision": vision, "blocks": 0.0}
         for part in plan.decoder_parts():
             cutter = GraphCutter(directory / DECODER_FILES[part.name])
-            for layer in part.layers:
-                errors["blocks"] = max(errors["blocks"], check_block(plan, part, cutter, layer))
-                release_freed_memory()
-                done(1)
+            errors["blocks"] = max(errors["blocks"], _check_blocks(plan, part, cutter, done))
             if part.last_query:
                 errors["query"] = check_last_query(plan, part, cutter)
         errors["head"] = check_head(plan, part, cutter)
-        if plan.prefill_part is not None:
-            errors["prefill"] = _check_prefill(plan, plan.prefill_part, directory, done)
+        if (prefill := plan.prefill_part) is not None:
+            cutter = GraphCutter(directory / DECODER_FILES[prefill.name])
+            blocks = _check_blocks(plan, prefill, cutter, done)
+            errors["prefill"] = max(blocks, check_head(plan, prefill, cutter))
         if plan.in_llm is not None and plan.in_llm.inputs:
             check_in_llm_selection(plan, plan.in_llm, directory)
         done(1)
     return errors
 
 
-def _check_prefill(
-    plan: ExportPlan, part: DecoderPart, directory: Path, done: Callable[[int], None]
+def _check_blocks(
+    plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, done: Callable[[int], None]
 ) -> float:
-    """Check a graph that only fills the cache, whose last block ends with its keys and values."""
-    cutter = GraphCutter(directory / DECODER_FILES[part.name])
+    """Check every block of a graph; returns the worst relative error."""
     error = 0.0
     for layer in part.layers:
-        check = check_cache if layer == part.layers.stop - 1 else check_block
-        error = max(error, check(plan, part, cutter, layer))
+        error = max(error, check_block(plan, part, cutter, layer))
         release_freed_memory()
         done(1)
     return error

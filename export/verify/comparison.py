@@ -35,14 +35,14 @@ class Tolerance:
     block: float
 
     @classmethod
-    def of(cls, options: ExportOptions, *, prefill: bool = False) -> Tolerance:
-        """The tolerance of an export's number formats, of the graph for ``prefill`` if asked."""
+    def of(cls, options: ExportOptions, graph: str = "llm") -> Tolerance:
+        """The tolerance of an export's number formats, in the decoder ``graph`` of that name."""
         half = options.dtype == "fp16"
         scheme = options.quant_scheme()
-        int8_decoder = prefill or (scheme is not None and scheme.bits == 8)
+        int8 = graph == "llm_prefill" or (scheme is not None and scheme.bits == 8)
         return cls(
             vision=_INT8_VISION if options.vision_quant else 5e-2 if half else 1e-3,
-            block=_INT8_BLOCK if int8_decoder else 1e-2 if half else 1e-4,
+            block=_INT8_BLOCK if int8 else 1e-2 if half else 1e-4,
         )
 
 

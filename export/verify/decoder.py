@@ -15,7 +15,7 @@ from divprune.export.verify.comparison import Tolerance, compare
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import GraphCutter, run_session
 
-__all__ = ["check_block", "check_cache", "check_head", "check_last_query"]
+__all__ = ["check_block", "check_head", "check_last_query"]
 
 _PREFILL = 6
 
@@ -31,54 +31,11 @@ def check_block(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, layer:
     """
     rows = _random_rows(plan, layer, _PREFILL + 1)
     reference = _reference_block(plan, part, layer, rows.astype(np.float32))
+    if layer == plan.spec.num_layers - 1:
+        reference = reference[-2:]  # of each of the two steps only the last row comes out
     found = _run_block(plan, part, cutter, layer, rows)
-    tolerance = Tolerance.of(plan.options, prefill=part.cache_only).block
-    return compare(f"decoder block {layer}", found, reference, tolerance)
-
-
-def check_cache(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, layer: int) -> float:
-    """Compare the keys and values that a block of ``part`` writes for six rows.
-
-    Returns:
-        The relative error of the worst slot.
-
-    Raises:
-        NumericalError: if they differ.
-    """
-    rows = _random_rows(plan, layer, _PREFILL)
-    hidden = _rows_into(part, layer)
-    names = [f"{kind}_{layer}" for kind in ("key", "value")]
-    outputs = [f"{plan.dialect.cache_output}_{name}" for name in names]
-    block = cutter.cut([f"layers.{layer}/", "shared/"], outputs, like={hidden: part.input_name})
-    feeds = _step_feeds(rows, 0, _PREFILL) | _empty_cache(plan, part, layer, rows.dtype)
-    with cutter.session(block) as session:
-        found = run_session(session, feeds | {part.input_name: rows, hidden: rows})
-    reference = _reference_cache(plan, part, layer, rows.astype(np.float32))
-    tolerance = Tolerance.of(plan.options, prefill=part.cache_only).block
-    return max(
-        compare(f"{name} of the cache", _by_slot(found[output][:, :, :_PREFILL]), cache, tolerance)
-        for name, output, cache in zip(names, outputs, reference, strict=True)
-    )
-
-
-def _by_slot(cache: np.ndarray) -> np.ndarray:
-    """[1, KV heads, S, head dim] as float32 [S, KV heads * head dim]."""
-    rows: np.ndarray = cache[0].transpose(1, 0, 2).reshape(cache.shape[2], -1)
-    return rows.astype(np.float32)
-
-
-def _reference_cache(
-    plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of transformers' block ``layer``, each by slot."""
-    import torch
-
-    with torch.no_grad():
-        outputs = _reference_model(plan, part, layer)(
-            inputs_embeds=torch.from_numpy(rows), use_cache=True
-        )
-    cache = outputs.past_key_values.layers[0]
-    return _by_slot(cache.keys.numpy()), _by_slot(cache.values.numpy())
+    tolerance = Tolerance.of(plan.options, part.name).block
+    return compare(f"decoder block {layer} of {part.name}", found, reference, tolerance)
 
 
 def _random_rows(plan: ExportPlan, seed: int, count: int) -> np.ndarray:
@@ -232,15 +189,16 @@ def check_head(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -> floa
         NumericalError: if they differ.
     """
     last = _rows_into(part, plan.spec.num_layers, plan.spec.num_layers)
-    rows = _random_rows(plan, seed=0, count=3)
-    reference = _reference_head(plan, rows[:, -1].astype(np.float32))
+    rows = _random_rows(plan, seed=0, count=1)
+    reference = _reference_head(plan, part, rows[:, -1].astype(np.float32))
     head = cutter.cut(["head/"], ["logits"], like={last: part.input_name})
     with cutter.session(head) as session:
         logits = run_session(session, {last: rows})["logits"]
-    return compare("output layer", logits[0], reference, Tolerance.of(plan.options).block)
+    tolerance = Tolerance.of(plan.options, part.name).block
+    return compare(f"output layer of {part.name}", logits[0], reference, tolerance)
 
 
-def _reference_head(plan: ExportPlan, rows: np.ndarray) -> np.ndarray:
+def _reference_head(plan: ExportPlan, part: DecoderPart, rows: np.ndarray) -> np.ndarray:
     import torch
 
     model: Any = text_model_without_vocabulary(plan.family.text_config, num_layers=0)
@@ -248,5 +206,5 @@ def _reference_head(plan: ExportPlan, rows: np.ndarray) -> np.ndarray:
     name = EMBEDDINGS if plan.spec.tied_head else LM_HEAD
     with torch.no_grad():
         normed = model.norm(torch.from_numpy(rows))
-        result: np.ndarray = (normed @ plan.weights.reference(name).T).numpy()
+        result: np.ndarray = (normed @ plan.weights_of(part).reference(name).T).numpy()
     return result

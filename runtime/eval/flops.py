@@ -5,15 +5,17 @@ With n rows, T layers, width d, FFN width m, H heads and G key/value heads of wi
 | | a layer | all |
 |---|---|---|
 | papers | ``4 n d^2 + 2 n^2 d + 2 n d m`` | T layers |
-| multiply-adds | ``n (2 d H h + 2 d G h + 3 d m) + n (n + 1) H h`` | T layers, and ``V d`` |
+| multiply-adds | ``n (2 d H h + 2 d G h + 3 d m) + n (n + 1) H h`` | T layers; see below |
 
 The papers' count is FastV's formula, used by DivPrune for its tables (arXiv 2503.02175, Eq. 5,
 with the plus sign its tables were made with): a multiply-add counts once, the FFN has two
 matrices, keys and values are as wide as queries, every row attends to every row, and there is
 no output layer. It serves to compare with those tables and nothing else. The second line counts
 llama's three FFN matrices, grouped keys and values, the causal half of the attention
-(``n (n + 1) / 2`` pairs, for the scores and for the values), and the output layer of V tokens
-for the last row. Both leave out the vision tower and the selection, which every keep pays.
+(``n (n + 1) / 2`` pairs, for the scores and for the values), and the output layer of V tokens,
+``V d``, for the last row, which is the only one behind the attention of the last layer: the
+``(n - 1) (d H h + 3 d m)`` of the others are not made. Both leave out the vision tower and the
+selection, which every keep pays.
 
 A method that prunes inside the language model has n rows in its first ``layer`` layers and
 fewer in the others; for one that prunes before it, ``layer`` is 0.
@@ -114,4 +116,6 @@ def prefill_macs(
 
     kept_rows = rows if kept_rows is None else kept_rows
     layers = layer * one_layer(rows) + (shape.num_layers - layer) * one_layer(kept_rows)
-    return layers + shape.vocab_size * shape.hidden_size
+    behind_attention = shape.hidden_size * (queries + 3 * shape.intermediate_size)
+    saved = (kept_rows - 1) * behind_attention
+    return layers - saved + shape.vocab_size * shape.hidden_size

@@ -257,11 +257,11 @@ def test_the_halves_fill_caches_of_different_length(
     front, back = pipeline.backend._parts
     fed = result.prompt_tokens + NEW_TOKENS - 1  # the last token is never fed
     removed = sum(image.num_image_tokens - image.num_kept for image in result.images)
-    assert (front.filled, back.filled) == (fed, fed - removed)
+    assert (front.cache.filled, back.cache.filled) == (fed, fed - removed)
     answer(pipeline, pictures, keep=1.0)
-    assert front.filled == back.filled == fed
+    assert front.cache.filled == back.cache.filled == fed
     shape = pipeline.manifest.kv_cache
-    rows = [part._cache.keys() for part in (front, back)]
+    rows = [part.cache.values.keys() for part in (front, back)]
     assert not rows[0] & rows[1], "no layer in both"
     assert len(rows[0]) + len(rows[1]) == 2 * shape.num_layers
 

@@ -245,7 +245,7 @@ def test_a_wrong_graph_never_becomes_an_engine_directory(
 
     monkeypatch.setattr(OrtDialect, "rms_norm", wrong)
     options = options_for(checkpoint(CHECKPOINT), tmp_path / "engine", dtype="fp32")
-    with pytest.raises(NumericalError, match="decoder block 0 differs from transformers"):
+    with pytest.raises(NumericalError, match="decoder block 0 of llm differs from transformers"):
         export_model(options)
     assert list(tmp_path.iterdir()) == []
 

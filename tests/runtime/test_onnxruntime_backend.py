@@ -53,7 +53,7 @@ def backend_for_tensorrt(
 
 
 def caches(backend: OnnxRuntimeBackend) -> list[np.ndarray]:
-    return [buffer.numpy() for buffer in decoder(backend)._cache.values()]
+    return [buffer.numpy() for buffer in decoder(backend).cache.values.values()]
 
 
 def decoder(backend: OnnxRuntimeBackend) -> DecoderSession:
@@ -126,7 +126,7 @@ def test_positions_matter_but_do_not_decide_which_slot_is_written(backend, rows)
 
 def test_the_cache_is_one_buffer_that_is_updated_in_place(directory, rows):
     backend = load(directory, device="cpu", threads=1)
-    addresses = [buffer.data_ptr() for buffer in decoder(backend)._cache.values()]
+    addresses = [buffer.data_ptr() for buffer in decoder(backend).cache.values.values()]
     assert all(not cache.any() for cache in caches(backend))
 
     backend.forward(rows[:, :5], positions(0, 5))
@@ -156,7 +156,7 @@ def test_slots_that_are_not_filled_are_never_read(directory, rows):
 
 def test_more_rows_than_the_cache_has_slots_are_refused(engine_dir, tmp_path, rows):
     backend = load(EngineDirectory.open(engine_dir), device="cpu", threads=1)
-    capacity = decoder(backend)._capacity
+    capacity = decoder(backend).cache.capacity
     row = rows[:, :1]
     full = np.repeat(row, capacity, axis=1)
 
@@ -329,3 +329,21 @@ def test_a_tensor_that_the_manifest_does_not_know_is_refused(directory):
 def test_a_directory_that_prunes_in_front_of_the_llm_cannot_prune_inside_it(backend, rows):
     with pytest.raises(UnsupportedError, match="does not prune inside the LLM"):
         backend.prefill_pruned(rows, positions(0, 9), [1], 2)
+
+
+def test_a_long_prompt_goes_through_in_pieces_with_the_same_logits(directory, monkeypatch):
+    spec = directory.manifest.graphs["llm"]
+    hidden, positions = directory.manifest.model.hidden_size, np.arange(23)[None]
+    rows = np.random.default_rng(0).standard_normal((1, 23, hidden))
+    rows = rows.astype(next(t.dtype for t in spec.inputs if t.name == "inputs_embeds"))
+    backend = load(directory, device="cpu", threads=1)
+    backend.reset()
+    at_once = backend.forward(rows, positions)
+    seen = []
+    run = decoder(backend).run
+    monkeypatch.setattr(decoder(backend), "run", lambda r, p: seen.append(r.shape[1]) or run(r, p))
+    monkeypatch.setattr(backend, "_rows_at_once", 6)
+    backend.reset()
+    np.testing.assert_allclose(backend.forward(rows, positions), at_once, rtol=1e-3, atol=1e-4)
+    assert seen == [5, 6, 6, 6]
+    assert decoder(backend).cache.filled == 23

@@ -159,7 +159,7 @@ def test_a_changed_tensor_of_the_llm_graph_is_found(
 ) -> None:
     before = files(copy)
     alter(copy / "llm" / "model.onnx", tensor, change)
-    with pytest.raises(NumericalError, match=f"the exported {part} differs from transformers"):
+    with pytest.raises(NumericalError, match=f"exported {part} of llm differs from transformers"):
         verify(plan, copy)
     assert files(copy) == before
 

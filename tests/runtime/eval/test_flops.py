@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,14 +63,16 @@ def test_methods_inside_the_model_are_what_their_published_flops_say(
 def test_multiply_adds_are_those_of_the_matrices_and_the_causal_half():
     """One layer by hand: 3 rows, width 8, 2 heads of 4, one of keys, FFN of 5, 7 words."""
     shape = DecoderShape(1, 8, 5, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=7)
-    matrices = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 5
+    qkv, behind_attention = 8 * 8 + 2 * 8 * 4, 8 * 8 + 3 * 8 * 5
     pairs = 1 + 2 + 3
-    assert prefill_macs(shape, 3) == 3 * matrices + pairs * 2 * 4 * 2 + 7 * 8
+    assert prefill_macs(shape, 3) == 3 * qkv + behind_attention + pairs * 2 * 4 * 2 + 7 * 8
+    two = prefill_macs(replace(shape, num_layers=2), 3) - prefill_macs(shape, 3)
+    assert two == 3 * (qkv + behind_attention) + pairs * 2 * 4 * 2
 
 
 def test_layers_before_the_pruning_see_every_row():
     shape = DecoderShape(4, 8, 5, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=7)
-    head = 7 * 8
-    whole, short = prefill_macs(shape, 10) - head, prefill_macs(shape, 3) - head
-    assert prefill_macs(shape, 10, 3, layer=1) == whole / 4 + 3 * short / 4 + head
-    assert prefill_macs(shape, 10, 3) == short + head
+    one_more = replace(shape, num_layers=5)
+    of_ten, of_three = (prefill_macs(one_more, n) - prefill_macs(shape, n) for n in (10, 3))
+    assert prefill_macs(shape, 10, 3, layer=1) == prefill_macs(shape, 3) + of_ten - of_three
+    assert prefill_macs(shape, 10, 3) == prefill_macs(shape, 3)
