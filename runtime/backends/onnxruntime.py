@@ -196,8 +196,9 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
         """
-        is_prompt = self._prefill is not None and inputs_embeds.shape[1] > 1
-        parts = [self._prefill] if is_prompt else self._parts
+        parts = self._parts
+        if self._prefill is not None and inputs_embeds.shape[1] > 1:
+            parts = [self._prefill]
         for part in _pieces(inputs_embeds.shape[1], self._rows_at_once):
             rows, positions = inputs_embeds[:, part], position_ids[:, part]
             for graph in parts[:-1]:
