@@ -10,7 +10,12 @@ import numpy as np
 
 from divprune.runtime.backends import choose_device
 from divprune.runtime.bench.device import core_count, cpu_name, tool_versions
-from divprune.runtime.eval.flops import decoder_shape, paper_flops, prefill_macs
+from divprune.runtime.eval.flops import (
+    decoder_shape,
+    mean_layer_tokens,
+    paper_flops,
+    prefill_macs,
+)
 from divprune.runtime.eval.intervals import bootstrap, wilson
 from divprune.runtime.eval.metrics import Metric, get_metric
 from divprune.runtime.eval.report import REPORT_VERSION, DataFacts, EvalReport, Interval, Row
@@ -152,14 +157,19 @@ def _row(
     compared = [sample for sample in samples if sample.id in baseline]
     base = scoring.counts(compared, [baseline[sample.id] for sample in compared])
     manifest = run.directory.manifest
+    selector, layer = manifest.selector, _layer(manifest)
     times = [record.times_ms.ttft for record in given if record.times_ms]
     text = np.array([record.text_tokens for record in given if record.text_tokens], np.float64)
     return Row(
         engine=run.label,
-        selector=_describe_selector(manifest),
+        selector=selector.name,
+        layer=layer,
         keep=keep,
         num_kept=count,
-        num_image_tokens=manifest.selector.num_image_tokens,
+        num_image_tokens=selector.num_image_tokens,
+        layer_tokens=mean_layer_tokens(
+            manifest.kv_cache.num_layers, selector.num_image_tokens, count, layer=layer or 0
+        ),
         answers=len(given),
         errors=sum(record is not None and record.error is not None for _, record in tried),
         score=scoring.score(samples, counts),
@@ -187,7 +197,7 @@ def _arithmetic(manifest: Manifest, count: int, text: NDArray[np.float64]) -> di
         names = ("text_tokens", "paper_flops", "paper_ratio", "macs", "macs_ratio")
         return dict.fromkeys(names, 0.0)
     shape, selector = decoder_shape(manifest), manifest.selector
-    layer = int(selector.parameters.get("layer", 0)) if selector.inside_llm else 0
+    layer = _layer(manifest) or 0
     whole, kept = text + selector.num_image_tokens, text + count
     sizes = (shape.num_layers, shape.hidden_size, shape.intermediate_size)
     flops = paper_flops(*sizes, whole, kept, layer=layer)
@@ -201,7 +211,6 @@ def _arithmetic(manifest: Manifest, count: int, text: NDArray[np.float64]) -> di
     }
 
 
-def _describe_selector(manifest: Manifest) -> str:
+def _layer(manifest: Manifest) -> int | None:
     selector = manifest.selector
-    layer = selector.parameters.get("layer") if selector.inside_llm else None
-    return selector.name if layer is None else f"{selector.name} (layer {layer})"
+    return int(selector.parameters["layer"]) if selector.inside_llm else None

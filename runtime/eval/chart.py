@@ -59,7 +59,7 @@ def draw_chart(report: EvalReport) -> bytes | None:
     draw.text((_LEFT, 14), title, 16, _TEXT, "la")
     y_range = _y_range(rows)
     curves = _curves(rows)
-    for panel, place in zip(_panels(rows, y_range), (_kept, _ttft), strict=True):
+    for panel, place in zip(_panels(rows, y_range), (_tokens, _ttft), strict=True):
         _draw_frame(draw, panel)
         _draw_baseline(draw, panel, rows, place)
         for style, curve in curves.values():
@@ -107,8 +107,8 @@ class _Pen:
         self._draw.text(scaled, text, fill=colour, font=font, anchor=anchor)
 
 
-def _kept(row: Row) -> float:
-    return float(row.num_kept)
+def _tokens(row: Row) -> float:
+    return row.layer_tokens
 
 
 def _ttft(row: Row) -> float:
@@ -116,13 +116,18 @@ def _ttft(row: Row) -> float:
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, tuple[_Style, list[Row]]]:
-    """Colour and rows, by tokens kept, of each selector; keep 1.0 belongs to all of them."""
+    """Colour and rows, by tokens, of each selector; keep 1.0 belongs to all of them.
+
+    A selector inside the language model is one for each layer, but where it keeps nothing, so
+    that the layer is all there is to choose, its layers are one curve.
+    """
     curves: dict[str, tuple[_Style, list[Row]]] = {}
-    for row in sorted(rows, key=_kept):
+    for row in sorted(rows, key=_tokens):
         if row.keep != 1.0:
             lap, place = divmod(len(curves), len(_COLOURS))
             style = _Style(_COLOURS[place], lap % 3)
-            curves.setdefault(row.selector, (style, []))[1].append(row)
+            name = row.method if row.num_kept else f"{row.selector} (by layer)"
+            curves.setdefault(name, (style, []))[1].append(row)
     return curves
 
 
@@ -133,15 +138,17 @@ def _y_range(rows: Sequence[Row]) -> tuple[float, float]:
 
 def _panels(rows: Sequence[Row], y_range: tuple[float, float]) -> Iterator[_Panel]:
     width = (_WIDTH - _LEFT - _LEGEND - _GAP) / 2
-    counts = sorted({row.num_kept for row in rows})
+    tokens = [row.layer_tokens for row in rows]
     slowest = max(map(_ttft, rows)) or 1.0
     step = _nice_step(slowest / 5)
-    ends = math.log(counts[0] / 1.2), math.log(counts[-1] * 1.2)
+    ends = math.log(min(tokens) / 1.2), math.log(max(tokens) * 1.2)
+    # Where tokens are dropped inside the language model, means lie anywhere.
+    counts = sorted({row.num_kept for row in rows if row.num_kept == row.layer_tokens} or tokens)
     scales: tuple[tuple[str, Callable[[float], float], list[tuple[float, str]]], ...] = (
         (
-            "visual tokens kept",
+            "visual tokens, mean over the decoder layers",
             lambda count: (math.log(count) - ends[0]) / (ends[1] - ends[0]),
-            [(count, str(count)) for count in _apart(counts)],
+            [(count, f"{count:g}") for count in _apart(counts)],
         ),
         (
             "median time to first token, ms",
@@ -176,10 +183,10 @@ def _make_panel(
     )
 
 
-def _apart(counts: Sequence[int]) -> list[int]:
+def _apart(counts: Sequence[float]) -> list[float]:
     """Counts whose labels do not touch on a logarithmic scale, largest first."""
     room = math.log(counts[-1] / counts[0]) / 14 if counts[0] < counts[-1] else 1.0
-    shown: list[int] = []
+    shown: list[float] = []
     for count in reversed(counts):
         if not shown or math.log(shown[-1] / count) > room:
             shown.append(count)
@@ -218,6 +225,9 @@ def _draw_curve(
     if len(points) > 1:
         draw.line(points, style.colour, 1.8)
     _draw_points(draw, panel, style, rows, place)
+    for row, (x, y) in zip(rows, points, strict=True):
+        if row.layer is not None and not row.num_kept:
+            draw.text((x + 7, y + 2), f"layer {row.layer}", 11, style.colour, "la")
 
 
 def _draw_points(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Rows = TypeVar("Rows", float, NDArray[np.float64])
 
-__all__ = ["DecoderShape", "decoder_shape", "paper_flops", "prefill_macs"]
+__all__ = ["DecoderShape", "decoder_shape", "mean_layer_tokens", "paper_flops", "prefill_macs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ def decoder_shape(manifest: Manifest) -> DecoderShape:
         head_dim=cache.head_dim,
         vocab_size=model.vocab_size,
     )
+
+
+def mean_layer_tokens(num_layers: int, tokens: int, kept: int, *, layer: int = 0) -> float:
+    """Visual tokens that a layer sees, mean over the layers; ``layer`` of them see ``tokens``."""
+    return (layer * tokens + (num_layers - layer) * kept) / num_layers
 
 
 def paper_flops(

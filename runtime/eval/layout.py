@@ -58,7 +58,7 @@ def _score_table(report: EvalReport) -> Table:
 def _score_row(row: Row) -> tuple[str, ...]:
     return (
         row.engine,
-        row.selector,
+        row.method,
         f"{row.keep:g}",
         f"{row.num_kept} of {row.num_image_tokens}",
         f"{100 * row.score.value:.1f}" if row.answers else _NONE,
@@ -90,14 +90,15 @@ def _percent(value: float | None) -> str:
 
 
 def _cost_table(report: EvalReport) -> Table:
-    header = ("engine", "keep", "TTFT ms", "prompt rows", "GFLOP as in papers", "of keep 1.0")
-    counted = ("giga multiply-adds", "of keep 1.0")
+    header = ("engine", "keep", "TTFT ms", "prompt rows", "visual tokens a layer")
+    counted = ("GFLOP as in papers", "of keep 1.0", "giga multiply-adds", "of keep 1.0")
     rows = tuple(
         (
             row.engine,
             f"{row.keep:g}",
             _NONE if row.ttft_ms is None else f"{row.ttft_ms:.1f}",
             f"{row.text_tokens + row.num_kept:.1f}",
+            f"{row.layer_tokens:.4g}",
             f"{row.paper_flops / 1e9:.4g}",
             f"{100 * row.paper_ratio:.1f} %",
             f"{row.macs / 1e9:.4g}",

@@ -60,7 +60,8 @@ def plan_runs(
 
     Keep 1.0 joins wherever a directory has it, but is asked of one directory only where several
     hold the same model: with every token kept, the selector does not matter. Of several
-    directories, each answers with the fractions that it can serve.
+    directories, each answers with the fractions that it can serve; one whose selector takes no
+    fraction, because it keeps nothing, answers as it was exported.
 
     Raises:
         OptionError: if a directory can serve none of the fractions, if no directory can serve
@@ -82,7 +83,9 @@ def plan_runs(
         served.update(can or ())
         keeps, remarks = choose_keeps(manifest, can)
         notes += [f"{label}: {remark}" for remark in remarks]
-        if missing := [f"{keep:g}" for keep in asked or () if keep not in (can or ())]:
+        if asked and can is None:
+            notes.append(f"{label} takes no keep: it answers as it was exported")
+        elif missing := [f"{keep:g}" for keep in asked or () if keep not in (can or ())]:
             notes.append(f"{label} cannot serve keep {', '.join(missing)}")
         pairs = [(keep, resolve_keep(manifest, keep)) for keep in keeps]
         model = _same_model(manifest)
@@ -103,7 +106,7 @@ def plan_runs(
 def _servable(
     manifest: Manifest, asked: Sequence[float] | None, *, alone: bool
 ) -> tuple[float, ...] | None:
-    if asked is None:
+    if asked is None or (manifest.selector.num_kept == 0 and not alone):
         return None
     can, why = [], None
     for keep in asked:

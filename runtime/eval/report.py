@@ -39,9 +39,13 @@ class Row:
 
     Attributes:
         engine: Name of the engine directory.
-        selector: Its selector, with the layer it works after where that is inside the LLM.
+        selector: Name of its selector.
+        layer: Decoder layers that see every visual token before it selects; None where it
+            selects before the language model.
         keep: Fraction kept.
         num_kept: Tokens kept of ``num_image_tokens``.
+        layer_tokens: Visual tokens that a decoder layer sees, mean over the layers. It is
+            ``num_kept`` unless the selector works inside the language model.
         answers: How many the score is over.
         errors: Samples that failed; they are not in the score.
         score: The metric over all answers.
@@ -58,9 +62,11 @@ class Row:
 
     engine: str
     selector: str
+    layer: int | None
     keep: float
     num_kept: int
     num_image_tokens: int
+    layer_tokens: float
     answers: int
     errors: int
     score: Interval
@@ -72,6 +78,11 @@ class Row:
     paper_ratio: float
     macs: float
     macs_ratio: float
+
+    @property
+    def method(self) -> str:
+        """The selector, with its layer where it has one."""
+        return self.selector if self.layer is None else f"{self.selector} (layer {self.layer})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from divprune.runtime.eval.flops import mean_layer_tokens
 from divprune.runtime.eval.report import REPORT_VERSION, DataFacts, EvalReport, Interval, Row
 
 __all__ = ["example_report", "example_row"]
 
 
-def example_row(selector: str, keep: float, num_kept: int, score: float, ttft: float) -> Row:
+def example_row(
+    selector: str,
+    keep: float,
+    num_kept: int,
+    score: float,
+    ttft: float,
+    *,
+    layer: int | None = None,
+) -> Row:
+    """Of a model with 196 visual tokens and four layers."""
     return Row(
         engine=f"{selector}-engine",
         selector=selector,
+        layer=layer,
         keep=keep,
         num_kept=num_kept,
         num_image_tokens=196,
+        layer_tokens=mean_layer_tokens(4, 196, num_kept, layer=layer or 0),
         answers=200,
         errors=0,
         score=Interval(score, score - 0.05, score + 0.04),

@@ -42,3 +42,24 @@ def test_scores_of_zero_and_one_and_times_of_zero_are_drawn():
 
 def test_one_row_is_no_picture():
     assert draw_chart(example_report(example_row("divprune", 0.1, 20, 0.5, 10.0))) is None
+
+
+def test_keeping_nothing_is_drawn_by_layer_as_one_curve_with_its_layers_written_beside():
+    whole = example_row("divprune", 1.0, 196, 0.95, 30.0)
+    vtw = [example_row("vtw", 0.0, 0, 0.5 + 0.1 * n, 10.0 + n, layer=n) for n in (1, 2, 3)]
+    named = [example_row("vtw", 0.1, 20, 0.5 + 0.1 * n, 10.0 + n, layer=n) for n in (1, 2, 3)]
+    pixels, one_each = draw(whole, *vtw), draw(whole, *named)
+    assert [count(pixels, colour) > 200 for colour in _COLOURS[:3]] == [True, False, False]
+    assert [count(one_each, colour) > 50 for colour in _COLOURS[:3]] == [True, True, True]
+
+
+def test_a_layer_inside_the_llm_lies_where_its_mean_of_tokens_does():
+    def left_edge(layer):
+        ends = [
+            example_row("divprune", keep, kept, 0.9, 0.0) for keep, kept in ((1.0, 196), (0.02, 4))
+        ]
+        pixels = draw(*ends, example_row("fastv", 0.1, 20, 0.8, 0.0, layer=layer))[:, :490]
+        close = np.abs(pixels - ImageColor.getrgb(_COLOURS[1])).max(axis=-1) < 12
+        return np.nonzero(close)[1].min()
+
+    assert left_edge(None) < left_edge(1) - 50 < left_edge(3) - 100

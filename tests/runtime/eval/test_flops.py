@@ -7,7 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from divprune.runtime.eval.flops import DecoderShape, paper_flops, prefill_macs
+from divprune.runtime.eval.flops import (
+    DecoderShape,
+    mean_layer_tokens,
+    paper_flops,
+    prefill_macs,
+)
 
 SEVEN_B, THIRTEEN_B = (32, 4096, 11008), (40, 5120, 13824)
 # Tokens of the questions of COCO, Flickr, GQA, MMB, MME, MMMU, NoCaps, OKVQA, POPE, SQA, SEED.
@@ -76,3 +81,9 @@ def test_layers_before_the_pruning_see_every_row():
     of_ten, of_three = (prefill_macs(one_more, n) - prefill_macs(shape, n) for n in (10, 3))
     assert prefill_macs(shape, 10, 3, layer=1) == prefill_macs(shape, 3) + of_ten - of_three
     assert prefill_macs(shape, 10, 3) == prefill_macs(shape, 3)
+
+
+def test_the_mean_of_tokens_over_layers_counts_all_of_them_below_the_selection():
+    assert mean_layer_tokens(4, 196, 20) == 20
+    assert mean_layer_tokens(4, 196, 20, layer=1) == (196 + 3 * 20) / 4
+    assert mean_layer_tokens(4, 196, 0, layer=3) == 147
