@@ -62,6 +62,9 @@ def draw_chart(report: EvalReport) -> bytes | None:
     for panel, place in zip(_panels(rows, y_range), (_tokens, _ttft), strict=True):
         _draw_frame(draw, panel)
         _draw_baseline(draw, panel, rows, place)
+        if not any(map(place, rows)):
+            left, top, right, bottom = panel.box
+            draw.text(((left + right) / 2, (top + bottom) / 2), "not measured", 13, _GREY, "mm")
         for style, curve in curves.values():
             _draw_curve(draw, panel, style, [row for row in curve if place(row)], place)
     _draw_legend(draw, curves, rows)
@@ -215,7 +218,7 @@ def _draw_baseline(
             while x < right:
                 draw.line([(x, y), (min(x + 5, right), y)], _GREY)
                 x += 9
-            _draw_points(draw, panel, _Style(_GREY), [row], place)
+            _draw_points(draw, panel, _Style(_GREY), [row] if place(row) else [], place)
 
 
 def _draw_curve(

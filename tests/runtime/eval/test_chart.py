@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -38,6 +39,16 @@ def test_a_higher_score_lies_higher_and_more_tokens_further_right():
 def test_scores_of_zero_and_one_and_times_of_zero_are_drawn():
     rows = [example_row("divprune", 0.1, 1, 0.05, 0.0), example_row("divprune", 1.0, 1, 0.96, 0.0)]
     assert count(draw(*rows), _COLOURS[0]) > 50
+
+
+def test_times_that_were_not_measured_draw_no_point_at_zero():
+    rows = [
+        example_row("divprune", keep, kept, 0.8, 12.0) for keep, kept in ((1.0, 196), (0.1, 20))
+    ]
+    timed, untimed = draw(*rows), draw(*(replace(row, ttft_ms=None) for row in rows))
+    assert count(timed[:, 500:880], _COLOURS[0]) > 30
+    assert count(untimed[:, 500:880], _COLOURS[0]) == 0
+    assert (timed[:, :490] == untimed[:, :490]).all()
 
 
 def test_one_row_is_no_picture():
