@@ -6,124 +6,151 @@ Draws scenes of both splits (plain, and hard with textures that training never s
 the checkpoint with every selector there is, and asks each engine directory three questions about
 each scene, whose kinds take turns, by the code of ``divprune-eval``. A nested selector needs one
 engine, whose smaller keeps are prefixes; others need one for each keep, those inside the language
-model one for each layer as well. Writes ``selector-grid-<split>.json`` and ``.png``.
+model one for each layer as well. ``vtw`` takes no keep: it is one point for each layer.
 
+Writes ``selector-grid-<split>.json`` and ``.png``. Rows that are there already, of the same weights
+and questions, stay: only what they lack is asked, and keep 1.0, which has to come out as before.
 Data, engines and logs stay in ``build/selector_grid``, named by the checkpoint: run it again after
-an interruption and it goes on. One process a core, with one thread each; times to first token are
-those of a machine that is busy with the others.
+an interruption and it goes on. One process a core, with one thread each.
+
+Times to first token are no part of this, which keeps the machine busy: ``selector_ttft.py`` adds
+them.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from divprune.export.selection import (  # noqa: E402
-    IN_LLM_SELECTORS,
-    SELECTORS,
-    get_in_llm_selector,
-    get_selector,
+from benchmarks.grid_engines import (  # noqa: E402
+    KEEPS,
+    PRUNED,
+    Engine,
+    checkpoint_key,
+    export_all,
+    plan_engines,
 )
-from divprune.runtime.engine_directory import EngineDirectory  # noqa: E402
+from benchmarks.grid_result import (  # noqa: E402
+    SPLITS,
+    GridResult,
+    check_same,
+    merge_rows,
+    read_result,
+    result_path,
+    write_result,
+)
+from divprune.export.selection import IN_LLM_SELECTORS, SELECTORS  # noqa: E402
+from divprune.runtime.cli.main_guard import run_guarded  # noqa: E402
 from divprune.runtime.eval.assemble import assemble_report  # noqa: E402
-from divprune.runtime.eval.chart import draw_chart  # noqa: E402
 from divprune.runtime.eval.dataset import load_dataset  # noqa: E402
 from divprune.runtime.eval.evaluate import evaluate_run, open_log, to_do  # noqa: E402
 from divprune.runtime.eval.layout import render_text  # noqa: E402
 from divprune.runtime.eval.plan import EngineRun, EvalOptions, plan_runs  # noqa: E402
 
-KEEPS = (1.0, 0.5, 0.25, 0.15, 0.1, 0.05, 0.02)
-PRUNED = KEEPS[1:]
-SPLITS = {"plain": "test", "hard": "hard"}
 FIRST_SCENE = 100_000  # far from those of other figures and of the tests
 OPTIONS = EvalOptions(keeps=KEEPS, max_new_tokens=40, threads=1)
-
-
-@dataclass(frozen=True)
-class Engine:
-    """An engine directory to make; ``keep`` or ``layer`` is None where it is not an option."""
-
-    selector: str
-    keep: float | None
-    layer: int | None
-
-    @property
-    def label(self):
-        layer = "" if self.layer is None else f"-layer{self.layer}"
-        return f"{self.selector}{layer}" + ("" if self.keep is None else f"-keep{self.keep:g}")
+BASELINE = Engine("divprune", max(PRUNED), None)  # answers with every token kept, for all of them
 
 
 def main(argv=None):
     options = parse_arguments(argv)
+    return run_guarded(lambda: run(options))
+
+
+def run(options):
     started = time.monotonic()
-    work = options.work / checkpoint_key(options.checkpoint)
+    weights = checkpoint_key(options.checkpoint)
+    work = options.work / weights
+    planned = list(plan_engines(options.selectors, options.layers, options.vtw_layers))
     with ProcessPoolExecutor(
         options.processes, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
-        scenes = {
+        futures = {
             split: pool.submit(write_scenes, work, split, options.scenes, options.questions)
             for split in SPLITS
         }
-        engines = list(plan_engines(options.selectors, options.layers))
-        directories = export_all(pool, engines, options.checkpoint, work / "engines")
-        data = {split: future.result() for split, future in scenes.items()}
-        runs, notes = plan_runs(directories, KEEPS)
+        data = {
+            split: load_dataset(future.result(), options.limit) for split, future in futures.items()
+        }
+        paths = {split: result_path(options.output, split) for split in SPLITS}
+        results = {split: open_result(paths[split], weights, data[split]) for split in SPLITS}
+        missing = [engine for engine in planned if lacks(results.values(), engine)]
+        runs = plan_answers(pool, missing, options.checkpoint, work / "engines")
         answer_all(pool, runs, data, options.limit, work)
-    for split, path in data.items():
-        report = make_report(runs, notes, path, split, options.limit, work)
-        write_results(report, split, options.output)
+    for split, dataset in data.items():
+        report = make_report(runs, dataset, work / split, results[split])
+        report = merge_rows(paths[split], results[split], report)
+        timing = results[split].timing if results[split] else None
+        print(render_text(write_result(paths[split], GridResult(weights, report, timing))))
     print(f"the grid took {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
+    return 0
 
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    small = ROOT / "models" / "small_scenes" / "checkpoint"
-    parser.add_argument("--checkpoint", type=Path, default=small)
+    add_place_options(parser)
     parser.add_argument("--scenes", type=int, default=1000, help="of each split")
     parser.add_argument("--questions", type=int, default=3, help="about each scene, at most")
     parser.add_argument("--limit", type=int, help="ask only the first LIMIT questions of a split")
     every = [*SELECTORS, *IN_LLM_SELECTORS]
     parser.add_argument("--selectors", type=lambda text: text.split(","), default=every)
+    layers = "of the small model's 4 (default: %(default)s)"
     parser.add_argument(
-        "--layers",
-        type=lambda text: [int(number) for number in text.split(",")],
-        default=[2],
-        help="of selectors inside the language model (default: 2, half of the small one)",
+        "--layers", type=numbers, default="2", help=f"of selectors inside the LLM, {layers}"
     )
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "selector_grid")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--vtw-layers", type=numbers, default="1,2,3", help=f"of vtw, {layers}")
     return parser.parse_args(argv)
 
 
-def checkpoint_key(checkpoint):
-    """Other weights never meet these engines and answers."""
-    digest = hashlib.sha256()
-    for path in sorted(checkpoint.glob("*.safetensors")) + sorted(checkpoint.glob("*.json")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+def add_place_options(parser):
+    small = ROOT / "models" / "small_scenes" / "checkpoint"
+    parser.add_argument("--checkpoint", type=Path, default=small)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "selector_grid")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
 
 
-def plan_engines(selectors, layers) -> Iterator[Engine]:
-    for name in selectors:
-        inside = name in IN_LLM_SELECTORS
-        selector = get_in_llm_selector(name) if inside else get_selector(name)
-        keeps = (max(PRUNED),) if selector.nested else PRUNED
-        for layer in layers if inside else (None,):
-            for keep in (None,) if name == "vtw" else keeps:
-                yield Engine(name, keep, layer)
+def numbers(text):
+    return [int(number) for number in text.split(",")]
+
+
+def open_result(path, weights, dataset):
+    """The rows that are there already, refused before hours are spent if they are of others."""
+    result = read_result(path)
+    if result:
+        found = (weights, dataset.sha256, len(dataset.samples), OPTIONS.max_new_tokens)
+        check_same(path, result, *found)
+    return result
+
+
+def lacks(results, engine):
+    """Whether any of the results has not all of its rows."""
+    wanted = {(engine.label, keep) for keep in engine.keeps}
+    return any(
+        result is None or wanted - {(row.engine, row.keep) for row in result.report.rows}
+        for result in results
+    )
+
+
+def plan_answers(pool, missing, checkpoint, folder):
+    """Runs for the missing engines, the first of which answers with every token kept as well."""
+    if not missing:
+        return []
+    engines = [BASELINE, *(engine for engine in missing if engine != BASELINE)]
+    runs, _ = plan_runs(export_all(pool, engines, checkpoint, folder), KEEPS)
+    if BASELINE not in missing:
+        runs[0] = replace(runs[0], keeps=runs[0].keeps[-1:])
+    return runs
 
 
 def write_scenes(work, split, scenes, questions):
@@ -158,34 +185,12 @@ def in_turns(questions, number, most):
     return [*questions[first:], *questions[:first]][:most]
 
 
-def export_all(pool, engines, checkpoint, folder):
-    """Engine directories in the order of the plan; what is there already is taken as it is."""
-    futures = [pool.submit(export_engine, engine, checkpoint, folder) for engine in engines]
-    return [EngineDirectory.open(future.result()) for future in futures]
-
-
-def export_engine(engine, checkpoint, folder):
-    output = folder / engine.label
-    if output.exists():  # an export is renamed into place when it is whole
-        return output
-    from divprune.export.cli import main as export
-
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = ["--model", checkpoint, "--selector", engine.selector, "--output", output]
-    arguments += ["--dtype", "fp32", "--no-verify", "--quiet"]
-    for flag, value in (("--keep", engine.keep), ("--layer", engine.layer)):
-        arguments += [] if value is None else [flag, value]
-    if export([str(argument) for argument in arguments]):
-        raise SystemExit(f"{engine.label} could not be exported")
-    return output
-
-
 def answer_all(pool, runs, data, limit, work):
     started = time.monotonic()
     futures = [
-        pool.submit(answer, run, path, limit, work / split)
+        pool.submit(answer, run, dataset.path, limit, work / split)
         for run in sorted(runs, key=lambda run: -sum(count for _, count in run.keeps))
-        for split, path in data.items()
+        for split, dataset in data.items()
     ]
     for done, future in enumerate(as_completed(futures), 1):
         label, answers = future.result()
@@ -207,22 +212,15 @@ def answer(run: EngineRun, path, limit, folder):
     return f"{folder.name}, {run.label}", missing
 
 
-def make_report(runs, notes, path, split, limit, work):
-    dataset = load_dataset(path, limit)
+def make_report(runs, dataset, folder, result):
+    if not runs:
+        return result.report
     records = {}
     for run in runs:
-        with open_log(work / split, run, dataset, OPTIONS) as log:
+        with open_log(folder, run, dataset, OPTIONS) as log:
             records[run.label] = log.records
-    return assemble_report(runs, records, dataset, OPTIONS, notes)
-
-
-def write_results(report, split, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"selector-grid-{split}.json").write_text(report.to_json(), encoding="utf-8")
-    if chart := draw_chart(report):
-        (folder / f"selector-grid-{split}.png").write_bytes(chart)
-    print(render_text(report))
+    return assemble_report(runs, records, dataset, OPTIONS)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
