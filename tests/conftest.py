@@ -15,6 +15,7 @@ import sysconfig
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -104,7 +105,8 @@ def target_dir(
 ) -> Callable[..., Path]:
     """A function from a ``--target``, a dtype and a ``--quant`` to an export of one checkpoint.
 
-    Unchecked, keep 0.1, grouped queries; written once a session: copy before changing anything.
+    Unchecked, keep 0.1 unless options of the export say otherwise, grouped queries; written once
+    a session: copy before changing anything.
     """
     pytest.importorskip("torch", reason="exporting needs torch")
     from divprune.export.export_model import export_model
@@ -112,13 +114,15 @@ def target_dir(
 
     folder = tmp_path_factory.mktemp("targets")
 
-    def get(target: str, dtype: str = "fp32", quant: str | None = None) -> Path:
-        output = folder / f"{target}-{dtype}-{quant}"
+    def get(target: str, dtype: str = "fp32", quant: str | None = None, **options: Any) -> Path:
+        words = (target, dtype, quant, *(f"{key}-{options[key]}" for key in sorted(options)))
+        output = folder / "-".join(map(str, words))
         if not output.exists():
             model = str(checkpoint("clip-llama-v4-gqa2-full"))
-            fixed = {"keep": 0.1, "output": output, "verify": False}
-            numbers = {"dtype": dtype, "quant": quant}
-            export_model(ExportOptions(model=model, target=target, **numbers, **fixed))
+            fixed = {"keep": 0.1, "dtype": dtype, "quant": quant, "verify": False}
+            export_model(
+                ExportOptions(model=model, target=target, output=output, **{**fixed, **options})
+            )
         return output
 
     return get

@@ -141,13 +141,13 @@ class PrunedPrefill:
     """A prompt that lost visual tokens between decoder layers.
 
     Attributes:
-        logits: float32 [V] of its last row.
+        logits: float32 [V] of its last row; they may still be on a device.
         orders: For each picture int64 [k], places of the kept tokens among its N, in the order
             chosen.
         selection_ms: Time of the selection, gathering the rows included.
     """
 
-    logits: NDArray[np.float32]
+    logits: NDArray[np.float32] | Logits
     orders: tuple[NDArray[np.int64], ...]
     selection_ms: float
 

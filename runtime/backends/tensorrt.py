@@ -5,6 +5,8 @@ stand-ins for TensorRT and CUDA that compute the same graphs on the CPU.
 
 picture ─► vision engine ─► features (device) ─► prompt embeddings (device) ─► LLM engine ─► token
 
+With a selection inside the LLM its engine is in two halves (``tensorrt_pruning``).
+
 | on the host | on the device |
 |---|---|
 | pixels in, order of selection out | features, KV cache, one scratch for all activations |
@@ -23,6 +25,7 @@ from divprune.plugins import register_plugin
 from divprune.plugins.driver import Driver
 from divprune.runtime.backends.tensorrt_decoder import Decoder
 from divprune.runtime.backends.tensorrt_engine import Engine, Residency, Scratch, Session
+from divprune.runtime.backends.tensorrt_pruning import SplitDecoder
 from divprune.runtime.backends.tensorrt_rows import DevicePrompt, PromptWriter
 from divprune.runtime.backends.tensorrt_vision import VisionRunner, make_selection
 from divprune.runtime.cuda_device import find_cuda_device
@@ -36,12 +39,11 @@ from divprune.runtime.engine_build.engine_record import (
 )
 from divprune.runtime.engine_build.library import require_tensorrt
 from divprune.runtime.engine_build.logger_bridge import make_logger
-from divprune.runtime.engine_build.profiles import llm_profiles
 from divprune.runtime.engine_build.surroundings import surroundings
 from divprune.runtime.errors import BackendError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from divprune.runtime.engine_build.engine_record import EngineRecord
     from divprune.runtime.engine_build.library import TensorRT
     from divprune.runtime.engine_directory import EngineDirectory
+
+    # From the bytes of an engine's weights to how many of them may be on the device.
+    Budget = Callable[[int], int]
 
 __all__ = ["TensorRTBackend", "load", "load_selection"]
 
@@ -109,12 +114,12 @@ class TensorRTBackend:
     ) -> None:
         manifest = directory.manifest
         self.name = name
-        self._capacity, self._filled = manifest.max_seq_len, 0
+        self._llm = manifest.llm_graphs
         free, engines = session.cuda.free_memory(), record.engines
-        cache = manifest.kv_cache.bytes_per_token * manifest.max_seq_len
         streamed = record.options.weight_streaming
-        weights = engines["vision"].size + (0 if streamed else engines["llm"].size)
-        together = weights + cache + _MARGIN <= free
+        sizes = {name: engines[name].size for name in self._llm}
+        weights = engines["vision"].size + (0 if streamed else sum(sizes.values()))
+        together = weights + manifest.kv_cache_bytes + _MARGIN <= free
         hidden, dtype = manifest.model.hidden_size, np.dtype(manifest.kv_cache.dtype)
         self._writer = PromptWriter(
             session.cuda, session.stream, manifest.max_prefill_len, hidden, dtype
@@ -122,14 +127,17 @@ class TensorRTBackend:
         self._vision = VisionRunner(
             session, kernels, manifest.graphs[engines["vision"].graph], self._writer
         )
-        self._decoder = Decoder(session, kernels, manifest, llm_profiles(manifest))
-        budget = partial(_weight_budget, session) if streamed else None
+        make_decoder = SplitDecoder if manifest.selector.inside_llm else Decoder
+        self._decoder: Decoder = make_decoder(session, kernels, manifest)
+        self._has_selection = "llm_selection" in engines
+        group = [*self._llm, "llm_selection"] if self._has_selection else list(self._llm)
+        budgets = _weight_budgets(session, sizes) if streamed else {}
         loaders = {
-            "vision": partial(_load_engine, directory, record, session, "vision", None),
-            "llm": partial(_load_engine, directory, record, session, "llm", budget),
+            name: partial(_load_engine, directory, record, session, name, budgets.get(name))
+            for name in ("vision", *group)
         }
-        self._engines = Residency(loaders, together=together)
-        for engine in ("vision", "llm") if together else ("vision",):
+        self._engines = Residency(loaders, [["vision"], group], together=together)
+        for engine in ("vision", group[0]) if together else ("vision",):
             self._engines.get(engine)
 
     def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
@@ -138,9 +146,7 @@ class TensorRTBackend:
 
     def reset(self) -> None:
         """Start a new sequence in an empty cache."""
-        if self._filled:
-            self._decoder.clear()
-        self._filled = 0
+        self._decoder.reset()
 
     def forward(
         self, inputs_embeds: NDArray[np.floating] | DevicePrompt, position_ids: NDArray[np.int64]
@@ -150,23 +156,10 @@ class TensorRTBackend:
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
         """
-        rows = inputs_embeds.shape[1]
-        if self._filled + rows > self._capacity:
-            raise BackendError(
-                "the KV cache is full",
-                expected=f"at most {self._capacity} slots",
-                found=f"{self._filled} filled and {rows} to write",
-                fix="ask for fewer tokens, or export with a larger --max-seq-len",
-            )
-        engine, filled = self._engines.get("llm"), self._filled
-        if isinstance(inputs_embeds, np.ndarray) and rows == 1:
-            position = int(position_ids[0, 0])
-            logits = self._decoder.decode(engine, inputs_embeds[0, 0], position, filled)
-        else:
-            prompt = self._on_device(inputs_embeds)
-            logits = self._decoder.prefill(engine, prompt, position_ids, filled)
-        self._filled += rows
-        return logits
+        engines = self._llm_engines()
+        if isinstance(inputs_embeds, np.ndarray) and inputs_embeds.shape[1] == 1:
+            return self._decoder.decode(engines, inputs_embeds[0, 0], int(position_ids[0, 0]))
+        return self._decoder.prefill(engines, self._on_device(inputs_embeds), position_ids)
 
     def prefill_pruned(
         self,
@@ -175,12 +168,24 @@ class TensorRTBackend:
         first_slots: Sequence[int],
         num_kept: int,
     ) -> PrunedPrefill:
-        """Not yet: ``divprune-build`` refuses directories that prune inside the LLM.
+        """Front, selection, the kept rows through the back; as ``Backend`` says.
 
         Raises:
-            UnsupportedError: always.
+            BackendError: if the rows do not fit into the cache.
+            UnsupportedError: if this directory has no selection inside the LLM.
         """
-        raise UnsupportedError("the TensorRT backend does not prune inside the LLM yet")
+        if not isinstance(self._decoder, SplitDecoder):
+            raise UnsupportedError("this engine directory does not prune inside the LLM")
+        engines = self._llm_engines()
+        selection = self._engines.get("llm_selection") if self._has_selection else None
+        prompt = self._on_device(inputs_embeds)
+        return self._decoder.prefill_pruned(
+            engines, selection, prompt, position_ids, first_slots, num_kept
+        )
+
+    def _llm_engines(self) -> list[Engine]:
+        """The engine of the LLM, or its halves in the order in which they run."""
+        return [self._engines.get(name) for name in self._llm]
 
     def _on_device(self, inputs_embeds: NDArray[np.floating] | DevicePrompt) -> DevicePrompt:
         if isinstance(inputs_embeds, np.ndarray):
@@ -237,6 +242,19 @@ def _load_engine(
     return Engine(session, lane / built.path, names, budget)
 
 
-def _weight_budget(session: Session, weights: int) -> int:
-    """Bytes of weights to keep on the device: all of them if they fit, or what is free."""
-    return max(0, min(weights, session.cuda.free_memory() - _MARGIN))
+def _weight_budgets(session: Session, sizes: Mapping[str, int]) -> dict[str, Budget]:
+    """For each engine what gives the bytes of its weights to keep on the device.
+
+    All of them if they fit, or its share of what is free beside the engines that are loaded
+    before it.
+    """
+    budgets: dict[str, Budget] = {}
+    left = sum(sizes.values())
+    for name, size in sizes.items():
+        budgets[name] = partial(_weight_budget, session, size / left)
+        left -= size
+    return budgets
+
+
+def _weight_budget(session: Session, share: float, weights: int) -> int:
+    return max(0, min(weights, int(share * (session.cuda.free_memory() - _MARGIN))))

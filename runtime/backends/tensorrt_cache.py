@@ -72,17 +72,23 @@ class DeviceCache:
         capacity: Slots.
         dialect: ``onnx`` or ``delta``.
         stream: On which it is used.
+        first_layer: Number of the first of its layers in the decoder.
     """
 
     def __init__(
-        self, cuda: Cuda, spec: KVCacheSpec, capacity: int, dialect: str, stream: Any
+        self,
+        cuda: Cuda,
+        spec: KVCacheSpec,
+        capacity: int,
+        dialect: str,
+        stream: Any,
+        first_layer: int = 0,
     ) -> None:
         self._cuda, self._stream, self._dialect = cuda, stream, dialect
         self._spec, self._capacity = spec, capacity
         self._row_bytes = spec.head_dim * np.dtype(spec.dtype).itemsize
-        self._tensors = [
-            f"{part}_{layer}" for layer in range(spec.num_layers) for part in ("key", "value")
-        ]
+        layers = range(first_layer, first_layer + spec.num_layers)
+        self._tensors = [f"{part}_{layer}" for layer in layers for part in ("key", "value")]
         stride = self._stride(capacity)
         self._cache = DeviceBuffer(cuda, stride * len(self._tensors))
         self._new: DeviceBuffer | None = None
@@ -101,8 +107,13 @@ class DeviceCache:
         """
         self._cuda.zero(self._cache.address, self._cache.num_bytes, self._stream)
 
+    @property
+    def last_keys(self) -> int:
+        """Address of the keys of the last layer: [1, KV heads, capacity, head dim]."""
+        return self._cache.address + (len(self._tensors) - 2) * self._stride(self._capacity)
+
     def addresses(self, rows: int) -> dict[str, int]:
-        """Addresses of all inputs and outputs of the LLM graph that belong to the cache."""
+        """Addresses of all inputs and outputs of the graph that belong to the cache."""
         base, stride = self._cache.address, self._stride(self._capacity)
         places = {name: base + i * stride for i, name in enumerate(self._tensors)}
         inputs = {f"past_{name}": address for name, address in places.items()}

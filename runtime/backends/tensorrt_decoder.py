@@ -1,38 +1,36 @@
-"""The LLM engine: prefill, and decode steps that become one launch of a CUDA graph.
+"""The engines of the LLM: prefill, and decode steps that become one launch of a CUDA graph.
 
-What a step needs from the host (one embedding row, a position, a slot) is staged in page-locked
-memory at fixed addresses and uploaded in one copy; what comes back is the best token's index
-and score. All of it, with the engine between, is recorded as a CUDA graph on the second step
-and launched as one from then on.
+What a step needs from the host (one embedding row, a position, a slot for each cache) is staged
+in page-locked memory at fixed addresses and uploaded in one copy; what comes back is the best
+token's index and score. All of it, with the engines between, is recorded as a CUDA graph on the
+second step and launched as one from then on.
+
+The decoder is one engine, or a front and a back (``tensorrt_pruning`` has the prefill that
+selects between them).
 """
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from divprune.runtime.backends.tensorrt_cache import DeviceCache
-from divprune.runtime.device.buffers import DeviceBuffer, HostBuffer, align
+from divprune.runtime.backends.tensorrt_decoder_part import DecoderPart
+from divprune.runtime.backends.tensorrt_step import RecordedStep
+from divprune.runtime.device.buffers import ALIGNMENT, DeviceBuffer, HostBuffer, align
 from divprune.runtime.device.kernels import BEST_BYTES
-from divprune.runtime.engine_build.profiles import choose_profile
-from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from divprune.runtime.backends.tensorrt_engine import Engine, Session
     from divprune.runtime.backends.tensorrt_rows import DevicePrompt
     from divprune.runtime.device.kernels import Kernels
-    from divprune.runtime.engine_build.profiles import Profile
     from divprune.runtime.manifest import Manifest
 
 __all__ = ["Decoder", "DeviceLogits"]
-
-log = logging.getLogger(__name__)
 
 _INT64_BYTES = 8
 _BEST = np.dtype([("index", np.int32), ("value", np.float32)])
@@ -61,178 +59,147 @@ class DeviceLogits:
 
 
 class Decoder:
-    """Runs the LLM engine with its cache.
+    """Runs the engines of the decoder with their caches.
 
     Args:
         session: What the engines share.
         kernels: Reductions on the device.
         manifest: Of the engine directory.
-        profiles: Of the engine.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        kernels: Kernels,
-        manifest: Manifest,
-        profiles: tuple[Profile, ...],
-    ) -> None:
-        self._session, self._kernels, self._profiles = session, kernels, profiles
-        cuda, stream = session.cuda, session.stream
-        self._vocab_size = manifest.model.vocab_size
+    def __init__(self, session: Session, kernels: Kernels, manifest: Manifest) -> None:
+        self._session, self._kernels = session, kernels
+        cuda, self._vocab_size = session.cuda, manifest.model.vocab_size
+        self._parts = [DecoderPart(session, manifest, name) for name in manifest.llm_graphs]
         hidden, dtype = manifest.model.hidden_size, np.dtype(manifest.kv_cache.dtype)
-        self._cache = DeviceCache(
-            cuda, manifest.kv_cache, manifest.max_seq_len, manifest.dialect, stream
-        )
-        # One row to embed, its position and its slot, each at an aligned place.
-        self._places = (0, align(hidden * dtype.itemsize), align(hidden * dtype.itemsize) + 256)
-        self._step = DeviceBuffer(cuda, self._places[2] + _INT64_BYTES)
+        # One row to embed, its position and a slot for each part, each at an aligned place.
+        self._row_bytes = hidden * dtype.itemsize
+        self._position_place = align(self._row_bytes)
+        places = [self._position_place + ALIGNMENT * (i + 1) for i in range(len(self._parts))]
+        self._slot_places = places
+        self._step = DeviceBuffer(cuda, places[-1] + _INT64_BYTES)
         self._step_on_host = HostBuffer(cuda, self._step.num_bytes)
-        row, position, slot = self._places
-        self._row = self._step_on_host.array((hidden,), dtype, row)
-        self._position = self._step_on_host.array((1,), np.int64, position)
-        self._slot = self._step_on_host.array((1,), np.int64, slot)
+        self._row = self._step_on_host.array((hidden,), dtype)
+        self._position = self._step_on_host.array((1,), np.int64, self._position_place)
+        self._slots = [self._step_on_host.array((1,), np.int64, place) for place in places]
         longest = manifest.max_prefill_len * _INT64_BYTES
         self._positions = DeviceBuffer(cuda, longest)
         self._positions_on_host = HostBuffer(cuda, longest)
-        self._logits = DeviceBuffer(cuda, self._vocab_size * 4)
         self._best = DeviceBuffer(cuda, BEST_BYTES)
         self._best_on_host = HostBuffer(cuda, BEST_BYTES)
-        self._recorded = _RecordedStep(session)
+        self._recorded = RecordedStep(session)
         self.num_runs = 0
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the KV cache."""
-        return self._cache.num_bytes
-
-    def clear(self) -> None:
-        """Empty the cache."""
-        self._cache.clear()
+    def reset(self) -> None:
+        """Start a new sequence in empty caches."""
+        for part in self._parts:
+            part.reset()
 
     def prefill(
-        self, engine: Engine, prompt: DevicePrompt, position_ids: NDArray[np.int64], filled: int
+        self, engines: Sequence[Engine], prompt: DevicePrompt, position_ids: NDArray[np.int64]
     ) -> DeviceLogits:
-        """Append the rows of a prompt behind ``filled`` slots."""
-        session, rows = self._session, prompt.shape[1]
-        positions = self._positions_on_host.array((rows,), np.int64)
-        positions[:] = position_ids[0]
-        self._slot[0] = filled
-        cuda, stream = session.cuda, session.stream
-        cuda.upload(
-            self._positions.address, self._positions_on_host.address, positions.nbytes, stream
-        )
-        place = self._places[2]
-        cuda.upload(
-            self._step.address + place, self._step_on_host.address + place, _INT64_BYTES, stream
-        )
-        shapes = {"inputs_embeds": prompt.shape, "position_ids": (1, rows)}
-        addresses = self._addresses(prompt.address, self._positions.address, rows)
-        engine.run(choose_profile(self._profiles, rows), shapes, addresses)
+        """Append the rows of a prompt.
+
+        Raises:
+            BackendError: if they do not fit into the caches.
+        """
+        rows, place = prompt.shape[1], prompt.address
+        for part in self._parts:
+            part.require_room(rows)
+        self._stage(position_ids[0])
+        for index in range(len(engines)):
+            place = self._append(index, engines[index], rows, place)
         self._reduce()
-        return self._finish(filled, rows)
+        return self._finish()
 
     def decode(
-        self, engine: Engine, row: NDArray[np.floating], position: int, filled: int
+        self, engines: Sequence[Engine], row: NDArray[np.floating], position: int
     ) -> DeviceLogits:
-        """Append one row [hidden] behind ``filled`` slots."""
+        """Append one row [hidden].
+
+        Raises:
+            BackendError: if it does not fit into the caches.
+        """
+        for part, slot in zip(self._parts, self._slots, strict=True):
+            part.require_room(1)
+            slot[0] = part.filled
         self._row[:] = row
-        self._position[0], self._slot[0] = position, filled
-        row_place, position_place, _ = self._places
-        addresses = self._addresses(
-            self._step.address + row_place, self._step.address + position_place, 1
-        )
-        self._recorded.run(engine, addresses, lambda: self._enqueue_step(engine, addresses))
-        return self._finish(filled, 1)
+        self._position[0] = position
+        addresses = self._step_addresses()
+        self._recorded.run(engines, addresses, lambda: self._enqueue_step(engines, addresses))
+        for part in self._parts:
+            part.commit(1)
+        return self._finish()
 
     def download_logits(self) -> NDArray[np.float32]:
         """Scores [V] of the latest run."""
         out = np.empty(self._vocab_size, np.float32)
         session = self._session
-        session.cuda.download(out.ctypes.data, self._logits.address, out.nbytes, session.stream)
+        session.cuda.download(out.ctypes.data, self._logits, out.nbytes, session.stream)
         session.cuda.synchronize(session.stream)
         return out
 
-    def _enqueue_step(self, engine: Engine, addresses: dict[str, int]) -> None:
+    @property
+    def _logits(self) -> int:
+        return self._parts[-1].output("logits")
+
+    def _stage(self, positions: NDArray[np.int64]) -> None:
+        """Upload the positions [S] of rows, and the slots that they begin at.
+
+        What was staged before must have arrived: the stream has been waited for since.
+        """
+        cuda, stream, host = self._session.cuda, self._session.stream, self._step_on_host
+        staged = self._positions_on_host.array(positions.shape, np.int64)
+        staged[:] = positions
+        cuda.upload(self._positions.address, self._positions_on_host.address, staged.nbytes, stream)
+        for part, slot in zip(self._parts, self._slots, strict=True):
+            slot[0] = part.filled
+        first = self._slot_places[0]
+        cuda.upload(
+            self._step.address + first, host.address + first, host.num_bytes - first, stream
+        )
+
+    def _append(self, index: int, engine: Engine, rows: int, embeds: int) -> int:
+        """Enqueue one part for staged rows that begin at ``embeds``; where its own begin."""
+        part = self._parts[index]
+        slot = self._step.address + self._slot_places[index]
+        part.enqueue(engine, rows, part.addresses(rows, embeds, self._positions.address, slot))
+        part.commit(rows)
+        return self._rows_behind(index)
+
+    def _rows_behind(self, index: int) -> int:
+        """Address of the rows that the part after ``index`` reads; of the logits at the end."""
+        is_last = index == len(self._parts) - 1
+        return self._logits if is_last else self._parts[index].output("hidden_states")
+
+    def _step_addresses(self) -> list[dict[str, int]]:
+        base, addresses = self._step.address, []
+        embeds, position = base, base + self._position_place
+        for index, part in enumerate(self._parts):
+            slot = base + self._slot_places[index]
+            addresses.append(part.addresses(1, embeds, position, slot))
+            embeds = self._rows_behind(index)
+        return addresses
+
+    def _enqueue_step(self, engines: Sequence[Engine], addresses: list[dict[str, int]]) -> None:
         session, step = self._session, self._step
         session.cuda.upload(
             step.address, self._step_on_host.address, step.num_bytes, session.stream
         )
-        shapes = {"inputs_embeds": (1, 1, len(self._row)), "position_ids": (1, 1)}
-        engine.run(0, shapes, addresses)
+        for part, engine, places in zip(self._parts, engines, addresses, strict=True):
+            part.enqueue(engine, 1, places)
         self._reduce()
-
-    def _addresses(self, embeds: int, positions: int, rows: int) -> dict[str, int]:
-        return {
-            "inputs_embeds": embeds,
-            "position_ids": positions,
-            "write_indices": self._step.address + self._places[2],
-            "logits": self._logits.address,
-            **self._cache.addresses(rows),
-        }
 
     def _reduce(self) -> None:
         session = self._session
         stream = int(session.stream)
-        self._kernels.largest_logit(
-            self._logits.address, self._vocab_size, self._best.address, stream
-        )
+        self._kernels.largest_logit(self._logits, self._vocab_size, self._best.address, stream)
         session.cuda.download(
             self._best_on_host.address, self._best.address, BEST_BYTES, session.stream
         )
 
-    def _finish(self, filled: int, rows: int) -> DeviceLogits:
-        self._cache.commit(filled, rows)
+    def _finish(self) -> DeviceLogits:
         self._session.cuda.synchronize(self._session.stream)
         self.num_runs += 1
         (best,) = self._best_on_host.array((1,), _BEST)
         return DeviceLogits(self, int(best["index"]), float(best["value"]))
-
-
-class _RecordedStep:
-    """Work that is the same every time: enqueued once, recorded the second time, launched after.
-
-    TensorRT asks for one ordinary run before a recording. A recording holds addresses, so it
-    is made anew when the engine, the scratch or another buffer is not the one it was.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._key: tuple[Any, ...] | None = None
-        self._graph: Any = None
-        self._impossible = False
-
-    def run(self, engine: Engine, addresses: dict[str, int], enqueue: Callable[[], None]) -> None:
-        """Enqueue the work, in whichever way is the fastest by now."""
-        cuda, stream = self._session.cuda, self._session.stream
-        if self._key != (engine, self._session.scratch.reserve(0, stream), addresses):
-            self._forget()
-            enqueue()
-            # Taken after the run, which may have made the scratch larger and so moved it.
-            self._key = (engine, self._session.scratch.reserve(0, stream), addresses)
-            return
-        if self._graph is None and not self._impossible and engine.is_capturable(0):
-            self._record(enqueue)
-        if self._graph is not None:
-            cuda.launch_graph(self._graph, stream)
-        else:
-            enqueue()
-
-    def _record(self, enqueue: Callable[[], None]) -> None:
-        cuda, stream = self._session.cuda, self._session.stream
-        cuda.begin_capture(stream)
-        try:
-            try:
-                enqueue()
-            finally:
-                graph = cuda.end_capture(stream)
-        except BackendError as error:
-            log.warning("decode steps are not recorded as a CUDA graph: %s", error.what)
-            self._impossible = True
-            return
-        self._graph = graph
-
-    def _forget(self) -> None:
-        if self._graph is not None:
-            self._session.cuda.destroy_graph(self._graph)
-        self._graph, self._key = None, None

@@ -7,7 +7,7 @@ calls, shapes and addresses are tested with stand-ins that compute the same grap
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,21 +209,30 @@ class _Context:
 
 
 class Residency:
-    """The engines of a directory: all on the device, or one at a time where memory is short.
+    """The engines of a directory: all on the device, or in turns where memory is short.
 
     Args:
         loaders: Load an engine, by name.
+        groups: Names of engines that are needed by turns and so stay together.
         together: Whether all fit at once.
     """
 
-    def __init__(self, loaders: Mapping[str, Callable[[], Engine]], *, together: bool) -> None:
+    def __init__(
+        self,
+        loaders: Mapping[str, Callable[[], Engine]],
+        groups: Sequence[Sequence[str]],
+        *,
+        together: bool,
+    ) -> None:
         self._loaders, self.together = loaders, together
+        self._groups = {name: tuple(group) for group in groups for name in group}
         self._loaded: dict[str, Engine] = {}
 
     def get(self, name: str) -> Engine:
-        """The engine, loaded now if it is not; others may have to go."""
+        """The engine, loaded now with its group if it is not; others may have to go."""
         if name not in self._loaded:
             if not self.together:
                 self._loaded.clear()
-            self._loaded[name] = self._loaders[name]()
+            for each in self._groups[name]:
+                self._loaded[each] = self._loaders[each]()
         return self._loaded[name]

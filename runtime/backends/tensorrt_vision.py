@@ -40,31 +40,41 @@ class VisionRunner:
     ) -> None:
         self._session, self._kernels, self._writer = session, kernels, writer
         cuda, outputs = session.cuda, {tensor.name: tensor for tensor in spec.outputs}
-        self._features, self._selected = outputs["image_features"], outputs["selected_features"]
-        self._num_tokens = _size(self._features, 0)
-        self._num_kept = _size(outputs["selection_order"], 0)
-        self._features_pool = BufferPool(cuda, _num_bytes(self._features))
-        self._selected_pool = BufferPool(cuda, _num_bytes(self._selected))
+        order = outputs.pop("selection_order", None)  # none where the selection comes later
+        self._num_kept = 0 if order is None else _size(order, 0)
+        self._outputs = outputs
+        self._pools = {name: BufferPool(cuda, _num_bytes(spec)) for name, spec in outputs.items()}
         self._pixels = DeviceBuffer(cuda, _num_bytes(spec.inputs[0]))
         self._order = DeviceBuffer(cuda, self._num_kept * _INT64_BYTES)
-        self._broken = DeviceBuffer(cuda, self._num_tokens * _INT32_BYTES)
         self._order_on_host = HostBuffer(cuda, self._order.num_bytes)
+        self._num_tokens = _size(outputs["image_features"], 0)
+        self._broken = DeviceBuffer(cuda, self._num_tokens * _INT32_BYTES)
         self._broken_on_host = HostBuffer(cuda, self._broken.num_bytes)
 
     def encode(self, engine: Engine, pixel_values: NDArray[np.float32]) -> ImageFeatures:
         """Run the vision engine on float32 [crops, 3, H, W]."""
         session, stream = self._session, self._session.stream
         pixels = np.ascontiguousarray(pixel_values, np.float32)
-        features = self._rows(self._features, self._features_pool)
-        selected = self._rows(self._selected, self._selected_pool)
         session.cuda.upload(self._pixels.address, pixels.ctypes.data, pixels.nbytes, stream)
-        addresses = {
-            "pixel_values": self._pixels.address,
-            "image_features": features.address,
-            "selection_order": self._order.address,
-            "selected_features": selected.address,
-        }
+        rows = {name: self._rows(name) for name in self._outputs}
+        addresses = {name: each.address for name, each in rows.items()}
+        addresses["pixel_values"] = self._pixels.address
+        if self._num_kept:
+            addresses["selection_order"] = self._order.address
         engine.run(0, {}, addresses)
+        features = rows["image_features"]
+        num_broken, order = self._read_back(features)
+        selected = rows.get("selected_features", features[order])
+        return ImageFeatures(
+            cast("NDArray[np.floating]", features),
+            order,
+            cast("NDArray[np.floating]", selected),
+            num_broken,
+        )
+
+    def _read_back(self, features: DeviceRows) -> tuple[int, NDArray[np.int64]]:
+        """How many rows hold a NaN or Inf, and the order of selection."""
+        cuda, stream = self._session.cuda, self._session.stream
         self._kernels.broken_rows(
             features.address,
             *features.shape,
@@ -72,23 +82,22 @@ class VisionRunner:
             self._broken.address,
             int(stream),
         )
-        for host, device in (
-            (self._order_on_host, self._order),
-            (self._broken_on_host, self._broken),
-        ):
-            session.cuda.download(host.address, device.address, device.num_bytes, stream)
-        session.cuda.synchronize(stream)
-        return ImageFeatures(
-            cast("NDArray[np.floating]", features),
-            self._order_on_host.array((self._num_kept,), np.int64).copy(),
-            cast("NDArray[np.floating]", selected),
-            int(self._broken_on_host.array((self._num_tokens,), np.int32).sum()),
-        )
+        copies = [(self._broken_on_host, self._broken)]
+        if self._num_kept:
+            copies.append((self._order_on_host, self._order))
+        for host, device in copies:
+            cuda.download(host.address, device.address, device.num_bytes, stream)
+        cuda.synchronize(stream)
+        broken = self._broken_on_host.array((self._num_tokens,), np.int32)
+        order = self._order_on_host.array((self._num_kept,), np.int64)
+        return int(broken.sum()), order.copy()
 
-    def _rows(self, spec: TensorSpec, pool: BufferPool) -> DeviceRows:
-        shape = _size(spec, 0), _size(spec, 1)
-        session, dtype = self._session, np.dtype(spec.dtype)
-        return DeviceRows(session.cuda, session.stream, pool, shape, dtype, self._writer)
+    def _rows(self, name: str) -> DeviceRows:
+        spec, session = self._outputs[name], self._session
+        shape, dtype = (_size(spec, 0), _size(spec, 1)), np.dtype(spec.dtype)
+        return DeviceRows(
+            session.cuda, session.stream, self._pools[name], shape, dtype, self._writer
+        )
 
 
 def make_selection(session: Session, engine: Callable[[], Engine], spec: GraphSpec) -> Selection:

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from divprune.runtime.engine_build.library import TensorRT
     from divprune.runtime.engine_directory import EngineDirectory
 
-__all__ = ["EngineTask", "build_engine"]
+__all__ = ["DECODER_PARTS", "EngineTask", "build_engine"]
 
 log = logging.getLogger(__name__)
 
 TIMING_CACHE = "timing.cache"
+DECODER_PARTS = ("llm", "llm_front", "llm_back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class EngineTask:
     """One engine to build.
 
     Attributes:
-        name: ``vision``, ``llm`` or ``selection``; its file is ``<name>.engine``.
+        name: A key of ``EngineRecord.engines``; its file is ``<name>.engine``.
         graph: Key of ``manifest.graphs``.
         profiles: None for static shapes.
         compute_capability: What it is for.
@@ -42,6 +43,11 @@ class EngineTask:
     profiles: tuple[Profile, ...]
     compute_capability: str
     options: BuildOptions
+
+    @property
+    def streams_weights(self) -> bool:
+        """Whether its weights may stay in host memory: it is a part of the decoder."""
+        return self.name in DECODER_PARTS
 
 
 def build_engine(
@@ -102,7 +108,7 @@ def _configure(library: TensorRT, builder: Any, task: EngineTask) -> Any:
     config.set_memory_pool_limit(pool, task.options.workspace_bytes)
     # The selection compares float32 similarities; TF32 would round them to 10 bits.
     config.clear_flag(trt.BuilderFlag.TF32)
-    if task.options.weight_streaming and task.name == "llm":
+    if task.options.weight_streaming and task.streams_weights:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if library.is_rtx:
         name = "SM" + task.compute_capability.replace(".", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.cuda_device import CudaDevice, find_cuda_device
-from divprune.runtime.engine_build.build_engine import EngineTask
+from divprune.runtime.engine_build.build_engine import DECODER_PARTS, EngineTask
 from divprune.runtime.engine_build.engine_record import (
     ENGINES,
     BuildOptions,
@@ -32,13 +32,18 @@ from divprune.runtime.engine_build.surroundings import (
 from divprune.runtime.errors import OptionError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from divprune.runtime.engine_build.profiles import Profile
     from divprune.runtime.engine_directory import EngineDirectory
     from divprune.runtime.manifest import Manifest
 
 __all__ = ["BuildPlan", "BuildRequest", "LanePlan", "make_build_plan"]
 
 _SMALLEST_WORKSPACE_MIB = 16
-_GRAPHS = {"vision", "vision_plugin", "selection", "llm", "llm_tensorrt"}
+_GRAPHS = {"vision", "vision_plugin", "selection", "llm_selection"}.union(
+    DECODER_PARTS, (f"{part}_tensorrt" for part in DECODER_PARTS)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,22 +169,34 @@ def _plan_lane(
     options: BuildOptions,
     request: BuildRequest,
 ) -> LanePlan:
-    manifest, capability = directory.manifest, target.compute_capability
-    # The same graph and weights, with a mark on Attention that only TensorRT reads.
-    llm = "llm_tensorrt" if "llm_tensorrt" in manifest.graphs else "llm"
-    profiles = llm_profiles(manifest)
-    for profile in profiles:
-        profile_shapes(manifest.graphs[llm], profile)
-    tasks = [
-        EngineTask("vision", selection.graph, (), capability, options),
-        EngineTask("llm", llm, profiles, capability, options),
-    ]
+    capability = target.compute_capability
+    tasks = tuple(
+        EngineTask(name, graph, profiles, capability, options)
+        for name, graph, profiles in _engines(directory.manifest, selection)
+    )
+    folder = directory.path / ENGINES / target.lane
+    problem = _why_build(directory, folder, target, tasks, selection, request)
+    return LanePlan(folder, target, tasks, problem)
+
+
+def _engines(
+    manifest: Manifest, selection: SelectionChoice
+) -> Iterator[tuple[str, str, tuple[Profile, ...]]]:
+    """Name, graph and profiles of every engine."""
+    yield "vision", selection.graph, ()
+    for part in manifest.llm_graphs:
+        # The same graph and weights, with a mark on Attention that only TensorRT reads.
+        marked = f"{part}_tensorrt"
+        graph = marked if marked in manifest.graphs else part
+        profiles = llm_profiles(manifest, part)
+        for profile in profiles:
+            profile_shapes(manifest.graphs[graph], profile)
+        yield part, graph, profiles
+    if "llm_selection" in manifest.graphs:
+        yield "llm_selection", "llm_selection", ()
     # The selection alone is there to be timed, so only where it is what the vision engine does.
     if selection.realisation == LOOP and "selection" in manifest.graphs:
-        tasks.append(EngineTask("selection", "selection", (), capability, options))
-    folder = directory.path / ENGINES / target.lane
-    problem = _why_build(directory, folder, target, tuple(tasks), selection, request)
-    return LanePlan(folder, target, tuple(tasks), problem)
+        yield "selection", "selection", ()
 
 
 def _why_build(
@@ -209,7 +226,7 @@ def _other_options(
 ) -> Problem | None:
     options = tasks[0].options
     pairs: list[tuple[str, object, object]] = [
-        ("engines", [task.name for task in tasks], sorted(record.engines, key=_order)),
+        ("engines", ", ".join(sorted(t.name for t in tasks)), ", ".join(sorted(record.engines))),
         ("selection", selection.realisation, record.selection),
         ("weight streaming", options.weight_streaming, record.options.weight_streaming),
     ]
@@ -221,17 +238,12 @@ def _other_options(
     return None
 
 
-def _order(name: str) -> int:
-    return ("vision", "llm", "selection").index(name)
-
-
 def _require_known_graphs(manifest: Manifest) -> None:
-    unknown = set(manifest.graphs) - _GRAPHS
-    if unknown or manifest.selector.inside_llm:
+    if unknown := set(manifest.graphs) - _GRAPHS:
         raise UnsupportedError(
-            f"engines for selector {manifest.selector.name}, which works inside the language"
-            " model, cannot be built yet",
-            expected="graphs vision and llm",
-            found=", ".join(sorted(manifest.graphs)),
-            fix="export with --selector divprune, or run it with --target onnxruntime",
+            f"engines for selector {manifest.selector.name} cannot be built: the TensorRT backend"
+            " does not know what to do with some of its graphs",
+            expected=", ".join(sorted(_GRAPHS)),
+            found=", ".join(sorted(unknown)),
+            fix="export with another --selector, or with --target onnxruntime",
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from divprune.runtime.engine_build.surroundings import Surroundings, difference
@@ -72,7 +72,8 @@ class EngineRecord:
 
     ``selection`` is how the greedy loop is realised: ``loop`` (ONNX), ``aot`` (plugin inside
     the engine) or ``ipluginv3`` (plugin that the process registers). ``engines`` has the keys
-    ``vision``, ``llm`` and, where the loop is the ONNX one, ``selection``.
+    ``vision``, ``llm`` and, where the loop is the ONNX one, ``selection``; for a selector inside
+    the LLM ``vision``, ``llm_front``, ``llm_back`` and, if it chooses, ``llm_selection``.
     """
 
     record_version: int
@@ -109,8 +110,8 @@ def build_command(path: Path) -> str:
 def graph_hashes(directory: EngineDirectory, graph: str) -> dict[str, str]:
     """SHA-256 of the files of a graph: the ONNX file and the external data beside it."""
     files, path = directory.manifest.files, directory.manifest.graphs[graph].path
-    folder = path.rpartition("/")[0]
-    data = [name for name in files if name.startswith(f"{folder}/") and name.endswith(".data")]
+    folder = PurePosixPath(path).parent
+    data = [n for n in files if n.endswith(".data") and PurePosixPath(n).parent == folder]
     return {name: files[name].sha256 for name in sorted([path, *data])}
 
 

@@ -1,8 +1,9 @@
-"""Optimisation profiles: the lengths that the LLM engine is tuned for.
+"""Optimisation profiles: the lengths that the engines of the LLM are tuned for.
 
 | profile | rows | when |
 |---|---|---|
 | decode | 1 | each token after the first |
+| prompt | 2 to the longest prefill | in front of a selection inside the LLM: all N tokens |
 | pruned | 2 to what the longest prompt leaves after pruning | prefill with K tokens a picture |
 | baseline | 2 to the longest prefill | prefill with all N tokens; not with ``--no-baseline`` |
 
@@ -45,18 +46,26 @@ class Profile:
         return f"{self.name} {self.minimum}-{self.maximum} (best at {self.optimum})"
 
 
-def llm_profiles(manifest: Manifest) -> tuple[Profile, ...]:
-    """Profiles of the LLM engine, decode first, then prefill from the shortest on."""
+def llm_profiles(manifest: Manifest, part: str = "llm") -> tuple[Profile, ...]:
+    """Profiles of an engine of the decoder, decode first, then prefill from the shortest on.
+
+    Args:
+        manifest: Of the engine directory.
+        part: One of ``manifest.llm_graphs``.
+    """
     selector, longest = manifest.selector, manifest.max_prefill_len
-    profiles = [Profile("decode", 1, 1, 1)]
-    removed = selector.num_image_tokens - selector.num_kept
-    pruned = longest
-    if manifest.baseline and removed:
-        pruned = max(2, longest - removed)
+    decode = Profile("decode", 1, 1, 1)
     if longest < 2:
-        return tuple(profiles)
-    profiles.append(_prefill("pruned", selector.num_kept, pruned))
-    if pruned < longest:
+        return (decode,)
+    if part == "llm_front":
+        return (decode, _prefill("prompt", selector.num_image_tokens, longest))
+    # Without the baseline no prompt holds what pruning takes off: what is the longest one was
+    # counted after it, but in front of a selection inside the LLM.
+    removed = selector.num_image_tokens - selector.num_kept
+    shortens = manifest.baseline or part == "llm_back"
+    pruned = max(2, longest - removed) if shortens else longest
+    profiles = [decode, _prefill("pruned", selector.num_kept, pruned)]
+    if manifest.baseline and pruned < longest:
         profiles.append(_prefill("baseline", selector.num_image_tokens, longest))
     return tuple(profiles)
 

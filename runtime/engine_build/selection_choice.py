@@ -41,7 +41,9 @@ def choose_selection(library: TensorRT, manifest: Manifest, *, plugin: bool) -> 
     """
     realisation = LOOP if library.is_rtx else plugin_realisation(library.version)
     num_tokens = manifest.selector.num_image_tokens
-    if not plugin:
+    if manifest.selector.inside_llm:
+        reason = "between the halves of the language model"
+    elif not plugin:
         reason = "--no-plugin"
     elif realisation == LOOP:
         reason = f"{library.title} cannot host the plugin"

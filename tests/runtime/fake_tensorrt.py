@@ -207,8 +207,9 @@ class _Parser:
     def parse_from_file(self, path: str) -> bool:
         network, script = self._network, self._script
         network.path = Path(path)
-        manifest = json.loads((network.path.parents[1] / "manifest.json").read_text())
-        relative = network.path.relative_to(network.path.parents[1]).as_posix()
+        root = next(p for p in network.path.parents if (p / "manifest.json").exists())
+        manifest = json.loads((root / "manifest.json").read_text())
+        relative = network.path.relative_to(root).as_posix()
         (spec,) = (s for s in manifest["graphs"].values() if s["path"] == relative)
         for kind in ("inputs", "outputs"):
             network.names[kind] = [tensor["name"] for tensor in spec[kind]]
@@ -264,7 +265,8 @@ class _Engine:
         self.library, self.script = library, library.script
         self.names, self.profiles = content["names"], content["profiles"]
         self.path = Path(content["graph"])
-        self.name = self.path.parent.name
+        folder = self.path.parent.name
+        self.name = f"{folder} selection" if "selection" in self.path.name else folder
         self.weight_streaming_budget_v2 = 0
         self._session: Any = None
 
@@ -290,7 +292,7 @@ class _Engine:
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         if not self.profiles:
             return SCRATCH_PER_ROW
-        return SCRATCH_PER_ROW * self.profiles[index]["inputs_embeds"][2][1]
+        return SCRATCH_PER_ROW * self.profiles[index]["position_ids"][2][1]
 
     def compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         """Run the graph; delta outputs are cut out of the caches that an in-place graph gives."""
@@ -313,7 +315,7 @@ class _Engine:
             delta = name.replace("present_", "new_")
             if delta in addresses and delta != name:
                 start = int(inputs["write_indices"][0])
-                _write(addresses[delta], value[:, :, start : start + shapes["inputs_embeds"][1]])
+                _write(addresses[delta], value[:, :, start : start + shapes["position_ids"][1]])
 
 
 class _Runtime:

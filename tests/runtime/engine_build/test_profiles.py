@@ -6,8 +6,8 @@ from divprune.runtime.engine_build.profiles import Profile, choose_profile, llm_
 from tests.runtime.example_manifest import example_manifest, with_changes
 
 
-def profiles(**changes):
-    return llm_profiles(with_changes(example_manifest(), **changes))
+def profiles(part="llm", **changes):
+    return llm_profiles(with_changes(example_manifest(), **changes), part)
 
 
 def test_decode_pruned_and_baseline_cover_what_can_be_asked():
@@ -21,6 +21,19 @@ def test_decode_pruned_and_baseline_cover_what_can_be_asked():
 
 def test_without_baseline_the_pruned_profile_goes_all_the_way():
     assert profiles(baseline=False) == (Profile("decode", 1, 1, 1), Profile("pruned", 2, 40, 40))
+
+
+def test_in_front_of_a_selection_inside_the_llm_every_prompt_is_whole():
+    expected = (Profile("decode", 1, 1, 1), Profile("prompt", 2, 40, 40))
+    assert profiles("llm_front") == profiles("llm_front", baseline=False) == expected
+
+
+def test_behind_a_selection_inside_the_llm_rows_are_missing_with_and_without_the_baseline():
+    assert profiles("llm_back") == profiles()
+    assert profiles("llm_back", baseline=False) == profiles()[:2]
+    short = {"max_seq_len": 500, "max_prefill_len": 499, "selector__num_kept": 1}
+    _, pruned, _ = profiles("llm_back", **short)
+    assert (pruned.optimum, pruned.maximum) == (1 + 64, 490)
 
 
 def test_nothing_pruned_needs_no_second_profile():

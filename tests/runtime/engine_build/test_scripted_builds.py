@@ -18,7 +18,14 @@ from divprune.runtime.engine_build.selection_choice import choose_selection
 from divprune.runtime.engine_directory import EngineDirectory
 from divprune.runtime.manifest import SelectorInfo
 from tests.runtime.engine_build.conftest import ORIN
-from tests.runtime.engine_build.tiny_directory import LLM, SELECTION, VISION, write_directory
+from tests.runtime.engine_build.tiny_directory import (
+    LLM,
+    SELECTION,
+    VISION,
+    write_directory,
+    write_files,
+)
+from tests.runtime.engine_copies import read_manifest
 from tests.runtime.example_manifest import with_changes
 from tests.runtime.fake_tensorrt import ParserError, Severity
 
@@ -281,17 +288,68 @@ def test_a_target_of_another_runtime_is_refused(on_orin, tmp_path, capsys):
     assert "has nothing to do with TensorRT" in capsys.readouterr().err
 
 
-def test_selectors_inside_the_llm_are_refused_by_name(on_orin, tmp_path, capsys):
+def test_graphs_that_the_backend_does_not_know_are_refused_by_name(on_orin, tmp_path, capsys):
     on_orin()
+    graphs = {"vision": VISION, "llm": LLM, "audio": replace(VISION, path="audio/model.onnx")}
+    path = write_directory(tmp_path / "f", target="tensorrt", graphs=graphs)
+    assert main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "selector divprune cannot be built" in error
+    assert "found:    audio" in error
+
+
+@pytest.mark.parametrize("selection", [True, False])
+def test_the_halves_of_a_decoder_get_engines_of_their_own(on_orin, tmp_path, capsys, selection):
+    library = on_orin()
+    front = replace(LLM, path="llm/front/model.onnx")
+    back = replace(LLM, path="llm/back/model.onnx")
+    graphs = {
+        "vision": VISION,
+        "llm_front": front,
+        "llm_front_tensorrt": replace(front, path="llm/front/model.tensorrt.onnx"),
+        "llm_back": back,
+        "llm_back_tensorrt": replace(back, path="llm/back/model.tensorrt.onnx"),
+    }
+    if selection:
+        graphs["llm_selection"] = replace(SELECTION, path="llm/selection.onnx")
+    kept = 2 if selection else 0
     path = write_directory(
         tmp_path / "f",
         target="tensorrt",
-        graphs={"vision": LLM, "llm_front": LLM, "llm_back": LLM},
+        graphs=graphs,
         kv_cache__num_layers=2,
-        selector=SelectorInfo("fastv", 1, 0.5, 4, 2, "original", True, False, True, {"layer": 1}),
+        selector=SelectorInfo(
+            "fastv", 1, kept / 6, 6, kept, "original", True, False, True, {"layer": 1}
+        ),
     )
-    assert main([str(path)]) == 2
-    assert "selector fastv" in capsys.readouterr().err
+    (path / "llm/front/model.onnx.data").write_bytes(b"weights of the front")
+    files = {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file() and file.name != "manifest.json"
+    }
+    write_files(path, read_manifest(path), files)
+    assert main([str(path), "--weight-streaming"]) == 0
+    assert "between the halves of the language model" in capsys.readouterr().err
+
+    built = [call[1] for call in library.script.calls if call[0] == "build"]
+    assert built == ["model.onnx", *["model.tensorrt.onnx"] * 2, *["selection.onnx"] * selection]
+    record = json.loads((path / "engines/tensorrt-sm87/record.json").read_text())
+    engines = {name: engine["profiles"] for name, engine in record["engines"].items()}
+    assert engines == {
+        "vision": [],
+        "llm_front": ["decode", "prompt"],
+        "llm_back": ["decode", "pruned", "baseline"],
+    } | ({"llm_selection": []} if selection else {})
+    hashed = {name: set(engine["graph_files"]) for name, engine in record["engines"].items()}
+    assert hashed["llm_front"] == {"llm/front/model.tensorrt.onnx", "llm/front/model.onnx.data"}
+    assert hashed["llm_back"] == {"llm/back/model.tensorrt.onnx"}
+    if selection:
+        assert hashed["llm_selection"] == {"llm/selection.onnx"}
+
+    library.script.calls.clear()
+    assert main([str(path), "--weight-streaming"]) == 0
+    assert library.script.calls == []
 
 
 def test_without_baseline_there_is_one_prefill_profile(on_orin, tmp_path, capsys):
