@@ -24,6 +24,7 @@ EXPORTS = [
     ("jetpack6", "10.3.0", None),
     ("jetpack6", "10.3.0", "int4-asym"),
     ("tensorrt", "10.16.1.11", None),
+    ("tensorrt", "10.16.1.11", "int4"),
 ]
 
 
