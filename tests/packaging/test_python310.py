@@ -61,16 +61,20 @@ def _pip(python: Path, *arguments: str) -> None:
 
 def _run(command: list[str | Path], timeout: int, **variables: str) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "PYTEST"))}
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=timeout,
-        cwd=ROOT,
-        env=environment | variables,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=timeout,
+            cwd=ROOT,
+            env=environment | variables,
+        )
+    except subprocess.TimeoutExpired as error:
+        printed = (error.stdout or b"").decode(errors="replace")
+        pytest.fail(f"not done after {timeout} s: {command}\n{printed}", pytrace=False)
     if done.returncode:
         pytest.fail(f"{' '.join(map(str, command))}\n{done.stdout}", pytrace=False)
     return done.stdout
@@ -83,8 +87,10 @@ def test_environment_is_310_and_has_no_export_side(python310: Path) -> None:
     assert not installed & {"torch", "transformers", "onnx", "onnxscript", "optimum"}
 
 
-def test_runtime_tests_pass_under_python_310(python310: Path, engine_dir: Path) -> None:
-    command = [python310, "-m", "pytest", "tests/runtime", "-q", "-p", "no:cacheprovider"]
+def test_runtime_and_plugin_tests_pass_under_python_310(python310: Path, engine_dir: Path) -> None:
+    # A test that stands still says where: its stacks are printed before the time is over.
+    options = ["-q", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={TEST_SECONDS // 3}"]
+    command = [python310, "-m", "pytest", "tests/runtime", "tests/plugins", *options]
     printed = _run(command, TEST_SECONDS, DIVPRUNE_TEST_ENGINE_DIR=str(engine_dir))
     sys.stdout.write(printed)
     assert re.search(r"\b[1-9]\d* passed", printed), printed

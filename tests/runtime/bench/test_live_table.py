@@ -34,7 +34,7 @@ def measurement() -> Measurement:
 
 @pytest.fixture(autouse=True)
 def terminal_size(monkeypatch):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((70, 12)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda **_: os.terminal_size((70, 12)))
 
 
 def test_the_table_is_drawn_over_itself(measurement):
