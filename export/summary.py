@@ -12,7 +12,13 @@ __all__ = ["ExportSummary"]
 
 
 # Graphs that only TensorRT can run.
-_ON_DEVICE = ("vision_plugin", "llm_tensorrt", "llm_front_tensorrt", "llm_back_tensorrt")
+_ON_DEVICE = (
+    "vision_plugin",
+    "selection_plugin",
+    "llm_tensorrt",
+    "llm_front_tensorrt",
+    "llm_back_tensorrt",
+)
 
 
 @dataclass(frozen=True, slots=True)

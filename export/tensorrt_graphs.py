@@ -5,6 +5,7 @@ Both are made from a file that is already written and share its weights.
 | file | made from | difference |
 |---|---|---|
 | vision/model.plugin.onnx | vision/model.onnx | the greedy loop is one plugin node |
+| vision/selection.plugin.onnx | vision/selection.onnx | the same, to time what the other one does |
 | llm/model.tensorrt.onnx | llm/model.onnx | Attention is marked as decomposable |
 
 The halves of a decoder with a selection inside it (llm/front, llm/back) are marked the same way.
@@ -29,7 +30,10 @@ __all__ = ["mark_attention", "replace_selection", "write_tensorrt_graphs"]
 
 log = logging.getLogger(__name__)
 
-_PLUGIN_GRAPH = "vision/model.plugin.onnx"
+_PLUGIN_GRAPHS = {
+    "vision_plugin": "vision/model.plugin.onnx",
+    "selection_plugin": "vision/selection.plugin.onnx",
+}
 
 
 def write_tensorrt_graphs(
@@ -54,8 +58,8 @@ def write_tensorrt_graphs(
         decoder_graphs: Names of the graphs that hold the decoder.
 
     Returns:
-        Their descriptions: ``vision_plugin`` and, for each decoder graph, one whose name ends
-        in ``_tensorrt``, where they are needed.
+        Their descriptions: ``vision_plugin``, ``selection_plugin`` and, for each decoder graph,
+        one whose name ends in ``_tensorrt``, where they are needed.
 
     Raises:
         UnsupportedError: if one has an operator that the lane does not know.
@@ -64,9 +68,10 @@ def write_tensorrt_graphs(
         return {}
     models = {}
     if lane.limits.plugins and isinstance(selector, PluginSelector) and _fits_plugin(num_tokens):
-        model = ir.load(directory / "vision" / "model.onnx")
-        replace_selection(model, selector, num_kept)
-        models["vision_plugin"] = (model, _PLUGIN_GRAPH)
+        for name, path in _PLUGIN_GRAPHS.items():
+            model = ir.load(directory / path.replace(".plugin", ""))
+            replace_selection(model, selector, num_kept)
+            models[name] = (model, path)
     if lane.marks_attention:
         for name in decoder_graphs:
             path = DECODER_FILES[name]
@@ -85,7 +90,7 @@ def _fits_plugin(num_tokens: int) -> bool:
     log.warning(
         "%s is left out: %d visual tokens are more than the plugin's %d; engines of this"
         " directory select with the ONNX Loop",
-        _PLUGIN_GRAPH,
+        _PLUGIN_GRAPHS["vision_plugin"],
         num_tokens,
         MAX_TOKENS,
     )
@@ -93,10 +98,14 @@ def _fits_plugin(num_tokens: int) -> bool:
 
 
 def replace_selection(model: ir.Model, selector: PluginSelector, num_kept: int) -> None:
-    """Take the selection out of a vision graph and put the one with the plugin in."""
+    """Take the selection out of a vision graph and put the one with the plugin in.
+
+    In the graph of the selection alone the features come in instead of going out.
+    """
     graph, scope = model.graph, f"{SELECTION_SCOPE}/"
-    features = graph.outputs[0]
-    del graph.outputs[1:]
+    ends = (*graph.inputs, *graph.outputs)
+    (features,) = (value for value in ends if value.name == "image_features")
+    graph.outputs[:] = [value for value in graph.outputs if value is features]
     for node in [node for node in graph if (node.name or "").startswith(scope)]:
         graph.remove(node)
     for name in [name for name in graph.initializers if name.startswith(scope)]:

@@ -213,8 +213,8 @@ class Manifest:
 
     ``graphs`` has the keys ``vision``, ``selection`` and ``llm``, or, for a selector inside the
     LLM, ``vision``, ``llm_front``, ``llm_back`` and, if it chooses, ``llm_selection``. For
-    TensorRT there are, sharing their weights, ``vision_plugin`` and for each decoder graph one
-    whose name ends in ``_tensorrt``. ``dtype`` is the precision of the
+    TensorRT there are, sharing their weights, ``vision_plugin``, ``selection_plugin`` and for
+    each decoder graph one whose name ends in ``_tensorrt``. ``dtype`` is the precision of the
     weights as the command line spells it (fp16, fp32), ``quant`` and ``vision_quant`` what is
     smaller than that (int8 or None for the vision tower); ``prefill_quant`` what
     ``llm_prefill`` has, a second decoder for prompts (None: there is none); ``max_weight_mib``

@@ -80,7 +80,7 @@ def load(directory: EngineDirectory, *, device: str, threads: int | None) -> Ten
 def load_selection(
     directory: EngineDirectory, *, device: str, threads: int | None
 ) -> Selection | None:
-    """Load the selection engine; None where the vision engine selects with the plugin.
+    """Load the selection engine; None where there is none that does what the vision engine does.
 
     The errors are those of ``load``.
     """

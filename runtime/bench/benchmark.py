@@ -126,6 +126,11 @@ def benchmark(
     probe = probe_device(options.threads) if options.probe and not gpu else None
     pipeline, selection = _load(directory, options)
     work, more_notes = _define_work(pipeline, options, keeps, image, source)
+    if selection is None and not manifest.selector.inside_llm:
+        more_notes.append(
+            "the selection is not timed on its own: no graph of this directory holds it alone and"
+            " realised as the vision engine does it"
+        )
     measurement = measure(
         _runner(pipeline, work, image, selection),
         keeps,

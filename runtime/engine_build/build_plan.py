@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["BuildPlan", "BuildRequest", "LanePlan", "make_build_plan"]
 
 _SMALLEST_WORKSPACE_MIB = 16
-_GRAPHS = {"vision", "vision_plugin", "selection", "llm_selection"}.union(
+_GRAPHS = {"vision", "vision_plugin", "selection", "selection_plugin", "llm_selection"}.union(
     DECODER_PARTS, (f"{part}_tensorrt" for part in DECODER_PARTS)
 )
 
@@ -194,9 +194,10 @@ def _engines(
         yield part, graph, profiles
     if "llm_selection" in manifest.graphs:
         yield "llm_selection", "llm_selection", ()
-    # The selection alone is there to be timed, so only where it is what the vision engine does.
-    if selection.realisation == LOOP and "selection" in manifest.graphs:
-        yield "selection", "selection", ()
+    # The selection alone is there to be timed, so it has to do what the vision engine does.
+    alone = "selection" if selection.realisation == LOOP else "selection_plugin"
+    if alone in manifest.graphs:
+        yield "selection", alone, ()
 
 
 def _why_build(

@@ -53,9 +53,9 @@ def nodes(model: onnx.ModelProto) -> dict[str, bytes]:
     ("target", "graphs"),
     [
         ("onnxruntime", set()),
-        ("tensorrt", {"vision_plugin", "llm_tensorrt"}),
+        ("tensorrt", {"vision_plugin", "selection_plugin", "llm_tensorrt"}),
         ("tensorrt-rtx", {"llm_tensorrt"}),
-        ("jetpack6", {"vision_plugin"}),
+        ("jetpack6", {"vision_plugin", "selection_plugin"}),
     ],
 )
 def test_a_target_has_the_graphs_that_it_needs(
@@ -116,6 +116,24 @@ def test_the_plugin_graph_selects_what_the_loop_selects(
     assert found[1].dtype == np.int64
 
 
+def test_the_selection_alone_has_the_plugin_too_and_is_the_same_work(
+    target_dir: Callable[[str], Path],
+) -> None:
+    folder = target_dir("tensorrt") / "vision"
+    alone, whole = (load(folder / f"{name}.plugin.onnx") for name in ("selection", "model"))
+    inside = {name: n for name, n in nodes(whole).items() if name.startswith("selection/")}
+    assert nodes(alone).keys() == inside.keys()
+    assert [node.op_type for node in alone.graph.node if node.domain] == ["GreedyMaxMin"]
+    (tensor,) = alone.graph.input
+    shape = [dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+    features = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+    feeds = {tensor.name: features}
+    expected = onnxruntime.InferenceSession(folder / "selection.onnx").run(None, feeds)
+    found = ReferenceEvaluator(alone, new_ops=[GreedyMaxMin]).run(None, feeds)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("target", "graph", "data"),
     [
@@ -167,7 +185,7 @@ def test_more_tokens_than_the_plugin_holds_leave_its_graph_out_by_name(
         graphs = write_tensorrt_graphs(
             LANES["jetpack6"], tmp_path, get_selector("divprune"), num_tokens, 5
         )
-    assert graphs.keys() == (set() if too_many else {"vision_plugin"})
+    assert graphs.keys() == (set() if too_many else {"vision_plugin", "selection_plugin"})
     assert (folder / "model.plugin.onnx").exists() != too_many
     message = "vision/model.plugin.onnx is left out: 10241 visual tokens are more than"
     assert (message in caplog.text) == too_many

@@ -26,7 +26,11 @@ __all__ = ["FakeTensorRT", "ParserError", "Script", "Severity"]
 
 Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
 SCRATCH_PER_ROW = 1000
-_PORTABLE = {"model.plugin.onnx": "model.onnx", "model.tensorrt.onnx": "model.onnx"}
+_PORTABLE = {
+    "model.plugin.onnx": "model.onnx",
+    "selection.plugin.onnx": "selection.onnx",
+    "model.tensorrt.onnx": "model.onnx",
+}
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,21 @@ def test_divprune_bench_reports_the_gpus_run(machine, built, capsys):
     assert report["probe"] is None  # of the CPU, which does not do the work
 
 
+def test_a_selection_that_cannot_be_timed_alone_is_said_and_left_out(
+    machine, engine_dir, tmp_path, capsys
+):
+    graphs = dict(read_manifest(engine_dir).graphs)
+    del graphs["selection"]
+    path = copy_engine(engine_dir, tmp_path / "e", target="tensorrt", dialect="onnx", graphs=graphs)
+    assert build([str(path), "-q"]) == 0
+    options = ["--warmup", "0", "--iters", "1", "--max-new-tokens", "2", "--json", "-q"]
+    capsys.readouterr()
+    assert bench([str(path), *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [run["stages"]["selection"] for run in report["runs"]] == [None, None]
+    assert any("not timed on its own" in note for note in report["notes"])
+
+
 @pytest.mark.parametrize("options", [{"device": "cpu"}, {"threads": 2}])
 def test_options_that_mean_nothing_are_refused(built, options):
     arguments = {"device": None, "threads": None} | options
