@@ -23,7 +23,7 @@ from divprune.export.selection_signals import Signal, resolve_signals
 from divprune.export.source import ModelSource
 from divprune.export.vision import count_image_tokens
 from divprune.export.weights import WeightSource
-from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.keep import kept_count
 
 __all__ = ["ExportPlan", "make_plan"]
@@ -172,9 +172,7 @@ def _selector(
         inside = get_in_llm_selector(options.selector, options.layer, options.tau)
         _check_layer(inside, num_layers, is_default=options.layer is None)
         return inside
-    selector = get_selector(options.selector, _setting(options, family, num_image_tokens))
-    _check_target(selector, options.target)
-    return selector
+    return get_selector(options.selector, _setting(options, family, num_image_tokens))
 
 
 def _num_kept(
@@ -186,16 +184,6 @@ def _num_kept(
     if isinstance(selector, InLLMSelector):
         return asked
     return selector.count(num_image_tokens, asked)
-
-
-def _check_target(selector: Selector, target: str) -> None:
-    if selector.pass_size(1) is not None and target != "onnxruntime":
-        raise UnsupportedError(
-            f"--selector {selector.name} runs on ONNX Runtime only: the other backends do not "
-            "know a second graph for the full picture",
-            expected="--target onnxruntime",
-            found=target,
-        )
 
 
 def _setting(options: ExportOptions, family: Family, num_image_tokens: int) -> Setting:

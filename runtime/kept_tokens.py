@@ -97,7 +97,7 @@ def take_kept(features: ImageFeatures, count: int) -> KeptTokens:
     """
     num_tokens, num_selected = features.num_image_tokens, len(features.selection_order)
     rows = features.rows_behind(count)
-    broken = features.num_broken
+    broken = features.broken_behind(count)
     if broken is None:
         broken = int(np.count_nonzero(~np.isfinite(rows).all(axis=1)))
     if broken:

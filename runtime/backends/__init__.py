@@ -90,6 +90,11 @@ class ImageFeatures:
         del count
         return self.image_features
 
+    def broken_behind(self, count: int) -> int | None:
+        """How many of ``rows_behind`` hold a NaN or Inf, where the backend has counted them."""
+        del count
+        return self.num_broken
+
 
 class SmallPictureFeatures(ImageFeatures):
     """The same where the tower saw a smaller picture (``downsample``).
@@ -102,19 +107,24 @@ class SmallPictureFeatures(ImageFeatures):
         order: NDArray[np.int64],
         selected: NDArray[np.floating],
         num_image_tokens: int,
-        encode_full: Callable[[], NDArray[np.floating]],
+        encode_full: Callable[[], ImageFeatures],
+        num_broken: int | None = None,
     ) -> None:
         object.__setattr__(self, "selection_order", order)
         object.__setattr__(self, "selected_features", selected)
-        object.__setattr__(self, "num_broken", None)
+        object.__setattr__(self, "num_broken", num_broken)
         object.__setattr__(self, "_num_image_tokens", num_image_tokens)
         object.__setattr__(self, "_encode_full", encode_full)
 
     @cached_property
+    def _full(self) -> ImageFeatures:
+        full: ImageFeatures = self.__dict__["_encode_full"]()
+        return full
+
+    @property
     def image_features(self) -> NDArray[np.floating]:
         """All tokens of the full picture, float [N, hidden]."""
-        features: NDArray[np.floating] = self.__dict__["_encode_full"]()
-        return features
+        return self._full.image_features
 
     @property
     def num_image_tokens(self) -> int:
@@ -123,7 +133,14 @@ class SmallPictureFeatures(ImageFeatures):
 
     def rows_behind(self, count: int) -> NDArray[np.floating]:
         """The small picture's tokens, unless every token of the full one is kept."""
-        return self.selected_features if count == len(self.selection_order) else self.image_features
+        return self.selected_features if self._is_small(count) else self.image_features
+
+    def broken_behind(self, count: int) -> int | None:
+        """How many of ``rows_behind`` hold a NaN or Inf, where the backend has counted them."""
+        return self.num_broken if self._is_small(count) else self._full.num_broken
+
+    def _is_small(self, count: int) -> bool:
+        return count == len(self.selection_order)
 
 
 class Logits(Protocol):

@@ -169,13 +169,12 @@ class OnnxRuntimeBackend:
         features = found["image_features"]
         return ImageFeatures(features, order, found.get("selected_features", features[:0]))
 
-    def _encode_full(self, pixel_values: NDArray[np.float32]) -> NDArray[np.floating]:
+    def _encode_full(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
         """All tokens of the full picture; its graph is opened when it is first needed."""
         if self._full is None:
             self._full = self._open_full()
-        features: NDArray[np.floating]
         (features,) = self._full.run(["image_features"], {"pixel_values": pixel_values})
-        return features
+        return ImageFeatures(features, np.empty(0, np.int64), features[:0])
 
     def reset(self) -> None:
         """Start a new sequence; old slots are overwritten before they count.

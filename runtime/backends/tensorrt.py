@@ -115,34 +115,31 @@ class TensorRTBackend:
         manifest = directory.manifest
         self.name = name
         self._llm = manifest.llm_graphs
-        free, engines = session.cuda.free_memory(), record.engines
-        streamed = record.options.weight_streaming
-        sizes = {name: engines[name].size for name in self._llm}
-        weights = engines["vision"].size + (0 if streamed else sum(sizes.values()))
-        together = weights + manifest.kv_cache_bytes + _MARGIN <= free
+        self._engines = _make_residency(directory, record, session)  # before anything is allocated
         hidden, dtype = manifest.model.hidden_size, np.dtype(manifest.kv_cache.dtype)
         self._writer = PromptWriter(
             session.cuda, session.stream, manifest.max_prefill_len, hidden, dtype
         )
-        self._vision = VisionRunner(
-            session, kernels, manifest.graphs[engines["vision"].graph], self._writer
-        )
+        self._make_vision = partial(VisionRunner, session, kernels, manifest, writer=self._writer)
+        self._vision = self._make_vision(record.engines["vision"].graph)
+        self._full: VisionRunner | None = None
         make_decoder = SplitDecoder if manifest.selector.inside_llm else Decoder
         self._decoder: Decoder = make_decoder(session, kernels, manifest)
-        self._has_selection = "llm_selection" in engines
-        group = [*self._llm, "llm_selection"] if self._has_selection else list(self._llm)
-        budgets = _weight_budgets(session, sizes) if streamed else {}
-        loaders = {
-            name: partial(_load_engine, directory, record, session, name, budgets.get(name))
-            for name in ("vision", *group)
-        }
-        self._engines = Residency(loaders, [["vision"], group], together=together)
-        for engine in ("vision", group[0]) if together else ("vision",):
-            self._engines.get(engine)
+        self._has_selection = "llm_selection" in record.engines
+        self._engines.get("vision")
+        if self._engines.together:
+            self._llm_engines()
 
     def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
         """Run the vision engine on float32 [crops, 3, H, W]; features stay on the device."""
-        return self._vision.encode(self._engines.get("vision"), pixel_values)
+        encode_full = partial(self._encode_full, pixel_values)
+        return self._vision.encode(self._engines.get("vision"), pixel_values, encode_full)
+
+    def _encode_full(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+        """All tokens of a picture that ``vision`` makes smaller; loaded when first needed."""
+        if self._full is None:
+            self._full = self._make_vision("full")
+        return self._full.encode(self._engines.get("full"), pixel_values)
 
     def reset(self) -> None:
         """Start a new sequence in an empty cache."""
@@ -230,6 +227,27 @@ def _open_session(directory: EngineDirectory, library: TensorRT) -> Session:
         scratch=Scratch(cuda),
         build_command=build_command(directory.path),
     )
+
+
+def _make_residency(
+    directory: EngineDirectory, record: EngineRecord, session: Session
+) -> Residency:
+    """What loads the engines, and whether they fit beside one another and the cache."""
+    manifest, engines = directory.manifest, record.engines
+    streamed = record.options.weight_streaming
+    towers = [name for name in ("vision", "full") if name in engines]
+    sizes = {name: engines[name].size for name in manifest.llm_graphs}
+    weights = sum(engines[name].size for name in towers)
+    weights += 0 if streamed else sum(sizes.values())
+    needed = weights + manifest.kv_cache_bytes + _MARGIN
+    llm = [name for name in (*sizes, "llm_selection") if name in engines]
+    budgets = _weight_budgets(session, sizes) if streamed else {}
+    loaders = {
+        name: partial(_load_engine, directory, record, session, name, budgets.get(name))
+        for name in (*towers, *llm)
+    }
+    groups = [[name] for name in towers] + [llm]
+    return Residency(loaders, groups, together=needed <= session.cuda.free_memory())
 
 
 def _load_engine(

@@ -1,4 +1,4 @@
-"""The vision engine, and the selection engine that is there to be timed."""
+"""The vision engines, and the selection engine that is there to be timed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from divprune.runtime.backends import ImageFeatures
+from divprune.runtime.backends import ImageFeatures, SmallPictureFeatures
 from divprune.runtime.backends.tensorrt_rows import DeviceRows, PromptWriter
 from divprune.runtime.device.buffers import BufferPool, DeviceBuffer, HostBuffer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from divprune.runtime.backends import Selection
     from divprune.runtime.backends.tensorrt_engine import Engine, Session
     from divprune.runtime.device.kernels import Kernels
-    from divprune.runtime.manifest import GraphSpec, TensorSpec
+    from divprune.runtime.manifest import GraphSpec, Manifest, TensorSpec
 
 __all__ = ["VisionRunner", "make_selection"]
 
@@ -31,14 +31,22 @@ class VisionRunner:
     Args:
         session: What the engines share.
         kernels: Reductions on the device.
-        spec: The vision graph.
+        manifest: Of the engine directory.
+        name: The graph, ``vision`` or another one of its kind.
         writer: Embeds the prompts.
     """
 
     def __init__(
-        self, session: Session, kernels: Kernels, spec: GraphSpec, writer: PromptWriter
+        self,
+        session: Session,
+        kernels: Kernels,
+        manifest: Manifest,
+        name: str,
+        writer: PromptWriter,
     ) -> None:
         self._session, self._kernels, self._writer = session, kernels, writer
+        self._num_image_tokens = manifest.selector.num_image_tokens
+        spec = manifest.graphs[name]
         cuda, outputs = session.cuda, {tensor.name: tensor for tensor in spec.outputs}
         order = outputs.pop("selection_order", None)  # none where the selection comes later
         self._num_kept = 0 if order is None else _size(order, 0)
@@ -47,12 +55,26 @@ class VisionRunner:
         self._pixels = DeviceBuffer(cuda, _num_bytes(spec.inputs[0]))
         self._order = DeviceBuffer(cuda, self._num_kept * _INT64_BYTES)
         self._order_on_host = HostBuffer(cuda, self._order.num_bytes)
-        self._num_tokens = _size(outputs["image_features"], 0)
-        self._broken = DeviceBuffer(cuda, self._num_tokens * _INT32_BYTES)
+        # Where the tower saw a smaller picture (``downsample``) its rows are the selected ones.
+        self._sees_all = "image_features" in outputs
+        self._checked = "image_features" if self._sees_all else "selected_features"
+        self._num_checked = _size(outputs[self._checked], 0)
+        self._broken = DeviceBuffer(cuda, self._num_checked * _INT32_BYTES)
         self._broken_on_host = HostBuffer(cuda, self._broken.num_bytes)
 
-    def encode(self, engine: Engine, pixel_values: NDArray[np.float32]) -> ImageFeatures:
-        """Run the vision engine on float32 [crops, 3, H, W]."""
+    def encode(
+        self,
+        engine: Engine,
+        pixel_values: NDArray[np.float32],
+        encode_full: Callable[[], ImageFeatures] | None = None,
+    ) -> ImageFeatures:
+        """Run the vision engine on float32 [crops, 3, H, W].
+
+        Args:
+            engine: Of this graph.
+            pixel_values: The picture.
+            encode_full: Gives the N tokens of the full picture, where this graph does not.
+        """
         session, stream = self._session, self._session.stream
         pixels = np.ascontiguousarray(pixel_values, np.float32)
         session.cuda.upload(self._pixels.address, pixels.ctypes.data, pixels.nbytes, stream)
@@ -62,15 +84,14 @@ class VisionRunner:
         if self._num_kept:
             addresses["selection_order"] = self._order.address
         engine.run(0, {}, addresses)
-        features = rows["image_features"]
-        num_broken, order = self._read_back(features)
-        selected = rows.get("selected_features", features[order])
-        return ImageFeatures(
-            cast("NDArray[np.floating]", features),
-            order,
-            cast("NDArray[np.floating]", selected),
-            num_broken,
-        )
+        checked = rows[self._checked]
+        num_broken, order = self._read_back(checked)
+        selected = cast("NDArray[np.floating]", rows.get("selected_features", checked[order]))
+        if self._sees_all or encode_full is None:
+            features = cast("NDArray[np.floating]", checked)
+            return ImageFeatures(features, order, selected, num_broken)
+        tokens = self._num_image_tokens
+        return SmallPictureFeatures(order, selected, tokens, encode_full, num_broken)
 
     def _read_back(self, features: DeviceRows) -> tuple[int, NDArray[np.int64]]:
         """How many rows hold a NaN or Inf, and the order of selection."""
@@ -88,7 +109,7 @@ class VisionRunner:
         for host, device in copies:
             cuda.download(host.address, device.address, device.num_bytes, stream)
         cuda.synchronize(stream)
-        broken = self._broken_on_host.array((self._num_tokens,), np.int32)
+        broken = self._broken_on_host.array((self._num_checked,), np.int32)
         order = self._order_on_host.array((self._num_kept,), np.int64)
         return int(broken.sum()), order.copy()
 

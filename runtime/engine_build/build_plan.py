@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["BuildPlan", "BuildRequest", "LanePlan", "make_build_plan"]
 
 _SMALLEST_WORKSPACE_MIB = 16
-_GRAPHS = {"vision", "vision_plugin", "selection", "selection_plugin", "llm_selection"}.union(
+_VISION = ("vision", "vision_plugin", "selection", "selection_plugin", "full")
+_GRAPHS = {*_VISION, "llm_selection"}.union(
     DECODER_PARTS, (f"{part}_tensorrt" for part in DECODER_PARTS)
 )
 
@@ -184,6 +185,8 @@ def _engines(
 ) -> Iterator[tuple[str, str, tuple[Profile, ...]]]:
     """Name, graph and profiles of every engine."""
     yield "vision", selection.graph, ()
+    if "full" in manifest.graphs:
+        yield "full", "full", ()
     for part in manifest.llm_graphs:
         # The same graph and weights, with a mark on Attention that only TensorRT reads.
         marked = f"{part}_tensorrt"

@@ -73,7 +73,8 @@ class EngineRecord:
     ``selection`` is how the greedy loop is realised: ``loop`` (ONNX), ``aot`` (plugin inside
     the engine) or ``ipluginv3`` (plugin that the process registers). ``engines`` has the keys
     ``vision``, ``llm`` and, realised alike, ``selection``; for a selector inside the LLM
-    ``vision``, ``llm_front``, ``llm_back`` and, if it chooses, ``llm_selection``.
+    ``vision``, ``llm_front``, ``llm_back`` and, if it chooses, ``llm_selection``. ``full`` is the
+    vision graph of the full picture, where ``vision`` makes a smaller one of it.
     """
 
     record_version: int

@@ -232,8 +232,8 @@ def test_downsample_is_refused_where_tokens_are_no_grid(
         export_model(ExportOptions(source, 0.2, selector="downsample", output=tmp_path / "e"))
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "jetpack6"])
-def test_downsample_is_refused_for_targets_whose_backend_has_one_vision_graph(
+@pytest.mark.parametrize("target", ["tensorrt-rtx", "jetpack6"])
+def test_both_vision_graphs_of_downsample_build_for_tensorrt(
     checkpoint: Callable[[str], Path], tmp_path: Path, target: str
 ) -> None:
     options = ExportOptions(
@@ -243,9 +243,9 @@ def test_downsample_is_refused_for_targets_whose_backend_has_one_vision_graph(
         target=target,
         output=tmp_path / "e",
     )
-    with pytest.raises(UnsupportedError, match="runs on ONNX Runtime only"):
-        export_model(options)
-    assert list(tmp_path.iterdir()) == []
+    export_model(options)
+    for name in ("model", "full", "selection"):
+        assert build_engine(tmp_path / "e" / "vision" / f"{name}.onnx", 86)
 
 
 def test_a_merging_selector_exports_for_tensorrt_and_answers(
