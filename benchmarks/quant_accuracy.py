@@ -44,6 +44,7 @@ KEEPS = (1.0, 0.25)
 OPTIONS = EvalOptions(keeps=KEEPS, max_new_tokens=40, threads=1)
 BASELINE = "fp16"
 LOGIT_QUESTIONS = 100
+EVERY_QUESTION = 99  # no scene has as many
 INT4 = [("int4", method) for method in ("rtn", "mse")]
 INT4 += [("int4-g32-asym", method) for method in ("rtn", "mse")]
 INT4 += [("int4-g64", method) for method in ("rtn", "mse")]
@@ -68,7 +69,7 @@ def main():
     with ProcessPoolExecutor(
         options.processes, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
-        data = write_scenes(work, "plain", options.scenes)
+        data = write_scenes(work, "plain", options.scenes, EVERY_QUESTION)
         trained = make_engines(pool, options.checkpoint, work / "trained")
         random = make_engines(pool, random_model, work / "random")
         answers = dict(pool.map(answer, trained.items(), [data] * len(trained)))

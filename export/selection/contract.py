@@ -20,7 +20,15 @@ from divprune.export.graph_writer import GraphWriter
 from divprune.export.selection.protocol import SIGNALS, Arrays, Selector
 from divprune.runtime.errors import NumericalError, OptionError
 
-__all__ = ["Case", "cases", "check_case", "check_selector", "run_graph", "selection_model"]
+__all__ = [
+    "Case",
+    "cases",
+    "check_case",
+    "check_order",
+    "check_selector",
+    "run_graph",
+    "selection_model",
+]
 
 _TOLERANCE = 1e-5
 """Regret of a choice, and relative error of a mixture, that float32 rounding explains."""
@@ -64,8 +72,7 @@ def check_case(selector: Selector, case: Case, num_kept: int) -> None:
     expected = selector.select(features, num_kept, signals)
     order, mixed = run_graph(selector, features, num_kept, signals)
     for who, found in (("reference", expected), ("graph", order)):
-        assert found.dtype == np.int64, f"{where}: {who} gives {found.dtype}"
-        _check_valid(f"{where}: {who}", found, num_kept, len(features))
+        check_order(f"{where}: {who}", found, num_kept, len(features))
     regret = selector.regret(features, order, signals)
     assert np.array_equal(order, expected) or regret <= _TOLERANCE, (
         f"{where}: graph chooses {order.tolist()}, reference {expected.tolist()}, "
@@ -80,7 +87,13 @@ def check_case(selector: Selector, case: Case, num_kept: int) -> None:
         _check_mixture(where, mixed, selector.mix(order, signals), num_kept)
 
 
-def _check_valid(where: str, order: npt.NDArray[np.int64], num_kept: int, num_tokens: int) -> None:
+def check_order(where: str, order: npt.NDArray[np.int64], num_kept: int, num_tokens: int) -> None:
+    """Check that ``order`` chooses exactly ``num_kept`` different tokens of ``num_tokens``.
+
+    Raises:
+        AssertionError: beginning with ``where``, which says whose order it is.
+    """
+    assert order.dtype == np.int64, f"{where} gives {order.dtype}"
     assert order.shape == (num_kept,), f"{where} chooses {order.shape}, not {num_kept}"
     assert len(np.unique(order)) == num_kept, f"{where} chooses a token twice"
     assert order.min() >= 0, f"{where} chooses a token below 0"

@@ -18,6 +18,7 @@ from divprune.export.selection import (
     InLLMSelector,
     get_in_llm_selector,
 )
+from divprune.export.selection.contract import check_order
 from divprune.export.selection.greedyprune import (
     greedy_salient,
     salient_regret,
@@ -107,14 +108,6 @@ CHOOSING = [
 IDS = [f"{selector.name}-{selector.parameters.get('tau', '')}" for selector in CHOOSING]
 
 
-def check_choice(order: np.ndarray, num_kept: int) -> None:
-    """The contract of every selector."""
-    assert order.shape == (num_kept,)
-    assert len(set(order.tolist())) == num_kept
-    assert order.min() >= 0
-    assert order.max() < N
-
-
 @pytest.mark.parametrize("selector", CHOOSING, ids=IDS)
 @pytest.mark.parametrize("num_kept", [1, 7, N])
 def test_the_graph_chooses_as_the_reference_on_random_numbers(
@@ -123,7 +116,7 @@ def test_the_graph_chooses_as_the_reference_on_random_numbers(
     for seed in range(6):
         values = random_values(seed)
         reference = selector.select(values, N, num_kept)
-        check_choice(reference, num_kept)
+        check_order(selector.name, reference, num_kept, N)
         np.testing.assert_array_equal(deployed(selector, values, num_kept), reference)
         assert selector.regret(values, N, reference) <= 1e-6
 
@@ -136,9 +129,9 @@ def test_the_graph_is_a_right_choice_on_adversarial_numbers(
     values = adversarial_values()[case]
     for num_kept in (1, 9, N):
         order = deployed(selector, values, num_kept)
-        check_choice(order, num_kept)
+        check_order(selector.name, order, num_kept, N)
         assert selector.regret(values, N, order) <= 1e-5
-        check_choice(selector.select(values, N, num_kept), num_kept)
+        check_order(selector.name, selector.select(values, N, num_kept), num_kept, N)
 
 
 @pytest.mark.parametrize("selector", CHOOSING, ids=IDS)
