@@ -17,6 +17,7 @@ from typing import Literal
 
 from divprune.runtime.errors import EngineDirectoryError, OptionError
 from divprune.runtime.file_hash import HashCache
+from divprune.runtime.limits import shorten_cache
 from divprune.runtime.manifest import MANIFEST_NAME, FileRecord, Manifest
 from divprune.runtime.manifest_json import RE_EXPORT
 
@@ -31,35 +32,48 @@ _PARTIAL = re.compile(r"\..+\.(partial|old)-[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class EngineDirectory:
-    """A checked engine directory; ``path`` is absolute. Made by `EngineDirectory.open`."""
+    """A checked engine directory; ``path`` is absolute. Made by `EngineDirectory.open`.
+
+    ``manifest`` has the limits of this run, which may be lower than those of the export.
+    """
 
     path: Path
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path, *, verify: Literal["cached", "full"] = "cached") -> EngineDirectory:
+    def open(
+        cls,
+        path: Path,
+        *,
+        verify: Literal["cached", "full"] = "cached",
+        max_seq_len: int | None = None,
+    ) -> EngineDirectory:
         """Read the manifest and check every file that it lists.
 
         Args:
             path: The directory.
             verify: ``full`` reads every file; ``cached`` only those that are new or changed
                 by size, modification time or inode since they were last read.
+            max_seq_len: Length of the KV cache; None takes that of the export.
 
         Raises:
             EngineDirectoryError: for a directory that is missing or is a half-written
                 export, a manifest that cannot be used, and a file that is missing, is not a
                 regular file inside the directory, or holds other bytes than were exported.
-            OptionError: for another value of ``verify``.
+            OptionError: for another value of ``verify``, and a ``max_seq_len`` that the
+                directory was not exported for.
+            UnsupportedError: if its graphs have a cache of fixed length.
         """
         if verify not in ("cached", "full"):
             raise OptionError("--verify is unknown", expected="cached or full", found=verify)
         root = _existing_directory(Path(path))
         manifest = _read_manifest(root)
+        limited = shorten_cache(manifest, max_seq_len)
         fix = _export_command(root, manifest)
         for relative, record in manifest.files.items():
             _check_size(root, relative, record, fix)
         _check_hashes(root, manifest, fix, always=verify == "full")
-        return cls(root, manifest)
+        return cls(root, limited)
 
     def file(self, relative: str) -> Path:
         """Absolute path of a file of the manifest, named as the manifest names it.

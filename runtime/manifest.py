@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from divprune.runtime.manifest_json import RE_EXPORT, FieldError, dump, parse, read_dataclass
 
 __all__ = [
+    "CACHE_LENGTH",
     "DTYPE_BYTES",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
@@ -32,6 +33,8 @@ __all__ = [
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "jetpack6")
+# Name of the cache's length where a graph leaves it to the runtime.
+CACHE_LENGTH = "max_seq_len"
 DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8}
 
 _DIALECTS = ("ort", "onnx", "delta")
@@ -276,12 +279,35 @@ class Manifest:
         return ("llm_front", "llm_back") if self.selector.inside_llm else ("llm",)
 
     @property
+    def has_open_cache_length(self) -> bool:
+        """Whether the runtime may allocate a shorter cache than was exported."""
+        graphs = [self.graphs[name] for name in self.llm_graphs if name in self.graphs]
+        inputs = [tensor for graph in graphs for tensor in graph.inputs]
+        caches = [tensor.shape for tensor in inputs if tensor.name.startswith("past_")]
+        return bool(caches) and all(CACHE_LENGTH in shape for shape in caches)
+
+    def decoder_graph(self, name: str) -> GraphSpec:
+        """A graph with a cache, the length of the cache in numbers."""
+        graph = self.graphs[name]
+        slots = self.max_seq_len - (self._num_never_cached if name == "llm_back" else 0)
+        return replace(
+            graph,
+            inputs=_with_cache_length(graph.inputs, slots),
+            outputs=_with_cache_length(graph.outputs, slots),
+        )
+
+    @property
     def kv_cache_bytes(self) -> int:
         """Bytes of all cache buffers, filled or not."""
-        selector = self.selector
-        # Behind a selection inside the LLM only the baseline needs room for every token.
-        removed = 0 if self.baseline else selector.num_image_tokens - selector.num_kept
-        return self.live_kv_bytes(self.max_seq_len, removed)
+        return self.live_kv_bytes(self.max_seq_len, self._num_never_cached)
+
+    @property
+    def _num_never_cached(self) -> int:
+        """Tokens of a picture that the cache behind a selection inside the LLM never holds.
+
+        Only the baseline needs room for every token there.
+        """
+        return 0 if self.baseline else self.selector.num_image_tokens - self.selector.num_kept
 
     def live_kv_bytes(self, slots: int, num_removed: int) -> int:
         """Bytes of the cache that a sequence fills.
@@ -318,6 +344,13 @@ class Manifest:
             raise FieldError(
                 "", "is nested too deeply", expected="a manifest", found="a deeper one"
             ) from None
+
+
+def _with_cache_length(tensors: tuple[TensorSpec, ...], slots: int) -> tuple[TensorSpec, ...]:
+    return tuple(
+        replace(tensor, shape=tuple(slots if dim == CACHE_LENGTH else dim for dim in tensor.shape))
+        for tensor in tensors
+    )
 
 
 def _check_split(manifest: Manifest) -> None:

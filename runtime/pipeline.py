@@ -79,6 +79,7 @@ class Pipeline:
         backend: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        max_seq_len: int | None = None,
         verify: Literal["cached", "full"] = "cached",
     ) -> Pipeline:
         """Open, check and load an engine directory.
@@ -88,15 +89,18 @@ class Pipeline:
             backend: Name of a backend; None takes the one it was exported for.
             device: ``cpu`` or ``cuda``; None takes the GPU with TensorRT, otherwise the CPU.
             threads: Threads inside one operator; None leaves it to the backend.
+            max_seq_len: Length of the KV cache, prompt and answer together; at most that of the
+                export, which None takes.
             verify: ``cached`` hashes files that have changed since they were last hashed,
                 ``full`` hashes all of them.
 
         Raises:
             EngineDirectoryError: if the directory is missing, damaged or of another schema.
             BackendError: if the backend is missing, too old, or refuses the graphs.
-            OptionError: for an unknown backend or device.
+            OptionError: for an unknown backend or device, or another ``max_seq_len``.
+            UnsupportedError: for a shorter ``max_seq_len`` where the graphs fix it.
         """
-        directory = EngineDirectory.open(Path(path), verify=verify)
+        directory = EngineDirectory.open(Path(path), verify=verify, max_seq_len=max_seq_len)
         loaded = load_backend(backend, directory, device=device, threads=threads)
         return cls(directory, loaded)
 

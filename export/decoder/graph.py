@@ -8,6 +8,8 @@
 | in/out | past_key_i, past_value_i / present_key_i, present_value_i | float [1, KV heads, S_max, head dim] | one buffer each, updated in place |
 | out | logits | float32 [1, 1, vocabulary] | last row only |
 
+S_max is a number, or ``max_seq_len`` by name in dialects that leave it to the runtime.
+
 In the dialect ``delta`` the cache is an input only; instead of present_key_i and present_value_i
 there are new_key_i and new_value_i, float [1, KV heads, S, head dim], which the runtime writes.
 
@@ -32,6 +34,7 @@ from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graph_files import ir_version
 from divprune.export.graph_writer import GraphWriter
 from divprune.export.weights import WeightSource
+from divprune.runtime.manifest import CACHE_LENGTH
 
 __all__ = ["DecoderPart", "write_decoder"]
 
@@ -63,7 +66,8 @@ def write_decoder(
     rows = _input(part.input_name, dtype, (1, "sequence", spec.hidden_size))
     position_ids = _input("position_ids", ir.DataType.INT64, (1, "sequence"))
     write_indices = _input("write_indices", ir.DataType.INT64, (1,))
-    cache_shape = (1, spec.num_kv_heads, part.max_seq_len, spec.head_dim)
+    slots = CACHE_LENGTH if dialect.open_cache_length else part.max_seq_len
+    cache_shape = (1, spec.num_kv_heads, slots, spec.head_dim)
     pasts = [
         KVPair(
             _input(f"past_key_{i}", dtype, cache_shape),
@@ -142,7 +146,7 @@ def _head(op: GraphWriter, blocks: BlockWriter, hidden: ir.Value, spec: DecoderS
 def _cache_outputs(dialect: Dialect, layer: int, present: KVPair, past: ir.Value) -> list[ir.Value]:
     assert past.dtype is not None
     assert past.shape is not None
-    batch, heads, slots, head_dim = past.shape.numpy()
+    batch, heads, slots, head_dim = past.shape
     shape = (batch, heads, slots if dialect.cache_output == "present" else "sequence", head_dim)
     return [
         _output(value, f"{dialect.cache_output}_{part}_{layer}", past.dtype, shape)
@@ -155,7 +159,7 @@ def _input(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Va
 
 
 def _output(
-    value: ir.Value, name: str, dtype: ir.DataType, shape: tuple[int | str, ...]
+    value: ir.Value, name: str, dtype: ir.DataType, shape: tuple[int | str | ir.SymbolicDim, ...]
 ) -> ir.Value:
     value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
     return value

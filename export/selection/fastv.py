@@ -93,7 +93,7 @@ def write_last_token_attention(
 ) -> ir.Value:
     """Append nodes for ``last_token_attention``; returns float32 [1, N].
 
-    All shapes are static: slots beyond ``num_slots`` are masked, not cut off.
+    Slots beyond ``num_slots`` are masked, not cut off: shapes are static where the cache's is.
 
     ::
 
@@ -102,25 +102,36 @@ def write_last_token_attention(
     """
     shape = values["keys"].shape
     assert shape is not None
-    _, num_kv_heads, capacity, head_dim = shape.numpy()
+    _, num_kv_heads, _, head_dim = shape
+    assert isinstance(num_kv_heads, int)
+    assert isinstance(head_dim, int)
     with op.scope("attention"):
         grouped = np.array([num_kv_heads, -1, head_dim], np.int64)
         query = op("Reshape", values["last_query"], op.constant(grouped, "grouped"))
-        per_head = np.array([num_kv_heads, capacity, head_dim], np.int64)
+        per_head = np.array([num_kv_heads, -1, head_dim], np.int64)
         keys = op("Reshape", values["keys"], op.constant(per_head, "per_head"))
         products = op("MatMul", query, op("Transpose", keys, perm=[0, 2, 1]))
         scale = op.constant(np.array(head_dim**-0.5, np.float32), "scale")
-        slots = op.constant(np.arange(capacity, dtype=np.int64)[None, None], "slots")
-        filled = op("Less", slots, values["num_slots"])
+        filled = op("Less", _slots(op, values["keys"]), values["num_slots"])
         nothing = op.constant(np.array(_NOTHING), "nothing")
         weights = op("Softmax", op("Where", filled, op("Mul", products, scale), nothing), axis=-1)
-        rows = op("Reshape", weights, op.constant(np.array([-1, capacity]), "heads"))
-        # As a product: the axes of ReduceMean are an attribute in some opsets, an input in others.
         num_heads = _last_size(values["last_query"]) // head_dim
+        rows = op("Reshape", weights, op.constant(np.array([num_heads, -1]), "heads"))
+        # As a product: the axes of ReduceMean are an attribute in some opsets, an input in others.
         share = op.constant(np.full((1, num_heads), 1 / num_heads, np.float32), "share")
         offsets = op.constant(np.arange(num_tokens, dtype=np.int64), "offsets")
         columns = op("Add", offsets, values["first_slot"])
         return op("Gather", op("MatMul", share, rows), columns, axis=1)
+
+
+def _slots(op: GraphWriter, keys: ir.Value) -> ir.Value:
+    """0, 1, ... up to the length of the cache, int64: a constant where that is known."""
+    assert keys.shape is not None
+    if isinstance(capacity := keys.shape[2], int):
+        return op.constant(np.arange(capacity, dtype=np.int64)[None, None], "slots")
+    start, step = (op.constant(np.array(n, np.int64), f"from_{n}") for n in (0, 1))
+    length = op("Squeeze", op("Shape", keys, start=2, end=3))
+    return op("Range", start, length, step)
 
 
 def _last_size(value: ir.Value) -> int:

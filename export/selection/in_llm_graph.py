@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from divprune.export.graph_files import ir_version
 from divprune.export.graph_writer import GraphWriter
+from divprune.runtime.manifest import CACHE_LENGTH
 
 if TYPE_CHECKING:
     from divprune.export.plan import ExportPlan
@@ -43,13 +44,14 @@ def write_in_llm_selection(plan: ExportPlan, selector: InLLMSelector) -> ir.Mode
     return ir.Model(graph, ir_version=ir_version(opset), producer_name="divprune-edge")
 
 
-def _input_shapes(plan: ExportPlan) -> dict[str, tuple[ir.DataType, tuple[int, ...]]]:
+def _input_shapes(plan: ExportPlan) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
     spec, dtype = plan.spec, plan.weights.dtype
+    slots = CACHE_LENGTH if plan.dialect.open_cache_length else plan.max_seq_len
     return {
         "visual_states": (dtype, (plan.num_image_tokens, spec.hidden_size)),
         "last_state": (dtype, (1, spec.hidden_size)),
         "last_query": (dtype, (1, 1, spec.num_heads * spec.head_dim)),
-        "keys": (dtype, (1, spec.num_kv_heads, plan.max_seq_len, spec.head_dim)),
+        "keys": (dtype, (1, spec.num_kv_heads, slots, spec.head_dim)),
         "first_slot": (ir.DataType.INT64, (1,)),
         "num_slots": (ir.DataType.INT64, (1,)),
     }

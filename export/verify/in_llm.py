@@ -30,7 +30,8 @@ def check_in_llm_selection(plan: ExportPlan, selector: InLLMSelector, directory:
     dtype = plan.weights.dtype.numpy()
     for tensor in session.get_inputs():
         if tensor.name not in values:
-            values[tensor.name] = rng.standard_normal(tensor.shape).astype(dtype)
+            shape = [slots if isinstance(size, str) else size for size in tensor.shape]
+            values[tensor.name] = rng.standard_normal(shape).astype(dtype)
     order = run_session(session, values)["selection_order"]
     check_distinct(order, tokens)
     check_regret(selector.name, selector.regret(values, tokens, order))

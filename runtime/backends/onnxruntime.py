@@ -9,6 +9,8 @@
 | llm | ``write_indices`` | int64 [1], slots filled before this call |
 | llm | ``past_key_i``, ``past_value_i`` | float [1, KV heads, S_max, head dim] |
 
+S_max is the manifest's ``max_seq_len``; graphs of the dialect ``ort`` leave it open.
+
 Directories for TensorRT run here as well, to check them before they are copied to the device.
 In the dialect ``delta`` (target jetpack6) the LLM graph yields ``new_key_i`` and ``new_value_i``
 [1, KV heads, S, head dim], and this backend writes them into the cache (on the CPU only).
@@ -65,7 +67,7 @@ def load(directory: EngineDirectory, *, device: str, threads: int | None) -> Onn
     has_prefill = "llm_prefill" in manifest.graphs
     prefill_session = session("llm_prefill", stop_spinning=True) if has_prefill else None
     sessions = [session(name, stop_spinning=False) for name in manifest.llm_graphs]
-    specs = [manifest.graphs[name] for name in manifest.llm_graphs]
+    specs = [manifest.decoder_graph(name) for name in manifest.llm_graphs]
     parts = [
         DecoderSession(library, opened, spec, KVCache(library, spec, device))
         for opened, spec in zip(sessions, specs, strict=True)

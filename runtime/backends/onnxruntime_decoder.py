@@ -54,7 +54,7 @@ class DecoderSession:
                 "the KV cache is full",
                 expected=f"at most {cache.capacity} slots",
                 found=f"{cache.filled} filled and {count} to write",
-                fix="ask for fewer tokens, or export with a larger --max-seq-len",
+                fix="ask for fewer tokens, or take a larger --max-seq-len",
             )
         inputs = {  # alive until the run is over: the binding does not own their memory
             self._rows_name: self._on_host(rows),

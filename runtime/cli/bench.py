@@ -13,6 +13,7 @@ from divprune.runtime.backends import BACKENDS, DEVICES
 from divprune.runtime.cli.main_guard import (
     EXIT_INTERRUPTED,
     add_common_options,
+    add_memory_options,
     configure_logging,
     run_guarded,
 )
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", help=f"{', '.join(BACKENDS)} (default: what the export was made for)")
     add("--device", choices=DEVICES, help="default: cuda with TensorRT, otherwise cpu")
     add("--threads", type=int, metavar="N", help="threads inside one operator")
+    add_memory_options(parser)
     add("--no-probe", action="store_true", help="skip the 2-second probe of the CPU and with it"
         " the roofline times")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="also write it: .json, .csv, .md or .html")
@@ -120,7 +122,7 @@ def _check_inputs(
     from divprune.runtime.image_loading import load_image
 
     image = load_image(arguments.image) if arguments.image else built_in_picture()
-    directory = EngineDirectory.open(arguments.engine_dir)
+    directory = EngineDirectory.open(arguments.engine_dir, max_seq_len=arguments.max_seq_len)
     choose_keeps(directory.manifest, options.keeps)
     return image, directory
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from divprune.runtime.errors import DivPruneError
 
-__all__ = ["add_common_options", "configure_logging", "run_guarded"]
+__all__ = ["add_common_options", "add_memory_options", "configure_logging", "run_guarded"]
 
 EXIT_BUG = 1
 EXIT_USER = 2
@@ -55,6 +55,16 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     parser.add_argument("--version", action=_ShowVersion, help="print the version and exit")
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how much memory a run takes: ``--max-seq-len``."""
+    parser.add_argument(
+        "--max-seq-len",
+        type=int,
+        metavar="N",
+        help="length of the KV cache, prompt and answer together (default: as exported)",
+    )
 
 
 def configure_logging(*, verbose: bool, quiet: bool) -> None:

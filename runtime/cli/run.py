@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divprune.runtime.backends import BACKENDS, DEVICES
-from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.cli.main_guard import (
+    add_common_options,
+    add_memory_options,
+    configure_logging,
+    run_guarded,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", help=f"{', '.join(BACKENDS)} (default: what the export was made for)")
     add("--device", choices=DEVICES, help="default: cuda with TensorRT, otherwise cpu")
     add("--threads", type=int, metavar="N", help="threads inside one operator")
+    add_memory_options(parser)
     add(
         "--verify",
         choices=("cached", "full"),
@@ -127,7 +133,9 @@ def _check_inputs(arguments: argparse.Namespace) -> tuple[EngineDirectory, list[
     from divprune.runtime.kept_tokens import resolve_keep
 
     images = [load_image(image) for image in arguments.images]
-    directory = EngineDirectory.open(arguments.engine_dir, verify=arguments.verify)
+    directory = EngineDirectory.open(
+        arguments.engine_dir, verify=arguments.verify, max_seq_len=arguments.max_seq_len
+    )
     count = resolve_keep(directory.manifest, arguments.keep)
     if arguments.overlay is not None:
         check_drawable(directory.manifest, count, numbers=arguments.overlay_numbers)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
-from divprune.runtime.errors import OptionError, PromptError
-from divprune.runtime.limits import answer_limit, validate_max_new_tokens
-from divprune.runtime.manifest import Manifest
+from divprune.runtime.errors import OptionError, PromptError, UnsupportedError
+from divprune.runtime.limits import answer_limit, shorten_cache, validate_max_new_tokens
+from divprune.runtime.manifest import CACHE_LENGTH, GraphSpec, Manifest, TensorSpec
 from tests.runtime.example_manifest import example_manifest, with_changes
 
 
@@ -15,9 +16,73 @@ def manifest() -> Manifest:
     return with_changes(example_manifest(), max_prefill_len=40, max_seq_len=50)
 
 
+def with_cache(manifest: Manifest, length: int | str) -> Manifest:
+    past = TensorSpec("past_key_0", "float32", (1, 1, length, 4))
+    graph = GraphSpec("vision/model.onnx", 20, (past,), (past,))
+    return with_changes(manifest, graphs={**manifest.graphs, "llm": graph})
+
+
 def limit(manifest: Manifest, **changes: int) -> int:
     values = {"max_new_tokens": 8, "prompt_tokens": 30, "num_images": 2, "num_kept": 4}
     return answer_limit(manifest, **(values | changes))
+
+
+def test_a_shorter_cache_lowers_both_limits_and_its_bytes(manifest):
+    short = shorten_cache(with_cache(manifest, CACHE_LENGTH), 30)
+    assert (short.max_seq_len, short.max_prefill_len) == (30, 29)
+    assert short.kv_cache_bytes == manifest.kv_cache_bytes * 30 // 50
+    assert short.decoder_graph("llm").inputs[0].shape == (1, 1, 30, 4)
+    assert shorten_cache(with_cache(manifest, CACHE_LENGTH), 45).max_prefill_len == 40
+
+
+@pytest.mark.parametrize("max_seq_len", [None, 50])
+def test_the_exported_length_is_no_change_whatever_the_graph(manifest, max_seq_len):
+    fixed = with_cache(manifest, 50)
+    assert shorten_cache(fixed, max_seq_len) is fixed
+
+
+@pytest.mark.parametrize(
+    "max_seq_len, message",
+    [
+        (51, r"larger than what(.|\n)*at most 50(.|\n)*51(.|\n)*export again"),
+        (2, r"no room(.|\n)*3 to 50"),
+        (-1, "no room"),
+    ],
+)
+def test_a_length_that_was_not_exported_is_refused(manifest, max_seq_len, message):
+    with pytest.raises(OptionError, match=message):
+        shorten_cache(with_cache(manifest, CACHE_LENGTH), max_seq_len)
+
+
+def test_inside_the_llm_every_token_of_the_picture_needs_a_slot(manifest):
+    graphs = dict.fromkeys(
+        ("llm_front", "llm_back"), with_cache(manifest, CACHE_LENGTH).graphs["llm"]
+    )
+    inside = replace(
+        manifest,
+        baseline=False,
+        graphs=manifest.graphs | graphs,
+        selector=replace(manifest.selector, inside_llm=True, parameters={"layer": 1}),
+    )
+    with pytest.raises(OptionError, match="12 to 50"):
+        shorten_cache(inside, 11)
+    short = shorten_cache(inside, 20)
+    shapes = [short.decoder_graph(name).inputs[0].shape for name in short.llm_graphs]
+    assert [shape[2] for shape in shapes] == [20, 14]  # 10 - 4 tokens never come behind
+    assert sum(4 * 2 * 4 * shape[2] for shape in shapes) == short.kv_cache_bytes
+
+
+def test_a_cache_of_fixed_length_is_not_shortened(manifest):
+    with pytest.raises(UnsupportedError, match=r"fixed length(.|\n)*--max-seq-len 50, or none"):
+        shorten_cache(with_cache(manifest, 50), 30)
+
+
+def test_a_prompt_too_long_for_a_cache_that_may_be_longer_says_so(manifest):
+    short = shorten_cache(with_cache(manifest, CACHE_LENGTH), 30)
+    with pytest.raises(PromptError) as caught:
+        limit(short, prompt_tokens=30)
+    assert caught.value.expected == "at most 29 tokens"
+    assert "a larger --max-seq-len (beyond what was exported" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("max_new_tokens", [0, -3])

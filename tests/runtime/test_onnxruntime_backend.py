@@ -170,6 +170,18 @@ def test_more_rows_than_the_cache_has_slots_are_refused(engine_dir, tmp_path, ro
     backend.forward(row, positions(0, 1))
 
 
+def test_a_shorter_cache_is_allocated_and_gives_the_same(engine_dir, backend, rows):
+    short = load(EngineDirectory.open(engine_dir, max_seq_len=60), device="cpu", threads=1)
+    assert {cache.shape[2] for cache in caches(short)} == {60}
+    backend.reset()
+    np.testing.assert_array_equal(
+        short.forward(rows, positions(0, 9)), backend.forward(rows, positions(0, 9))
+    )
+    short.forward(np.repeat(rows[:, :1], 51, axis=1), positions(9, 60))
+    with pytest.raises(BackendError, match=r"(?s)at most 60 slots.*larger --max-seq-len"):
+        short.forward(rows[:, :1], positions(60, 61))
+
+
 def test_threads_do_not_change_the_answer(directory, rows):
     one, two = (load(directory, device="cpu", threads=threads) for threads in (1, 2))
     np.testing.assert_allclose(

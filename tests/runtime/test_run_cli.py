@@ -109,6 +109,34 @@ def test_options_reach_the_pipeline(engine_dir, picture, capsys):
     assert first["token_ids"] == second["token_ids"] != greedy["token_ids"]
 
 
+def test_a_shorter_cache_takes_less_memory_and_answers_the_same(engine_dir, picture, capsys):
+    options = ("--max-new-tokens", 4, "--json")
+    assert run(engine_dir, picture, *options) == 0
+    assert run(engine_dir, picture, *options, "--max-seq-len", 128) == 0
+    whole, short = map(json.loads, capsys.readouterr().out.splitlines())
+    assert short["token_ids"] == whole["token_ids"]
+    assert short["memory_bytes"]["kv_cache"] * 4 == whole["memory_bytes"]["kv_cache"]
+
+
+def test_a_prompt_that_a_shorter_cache_does_not_hold_names_the_flag(engine_dir, picture, capsys):
+    err = refused(capsys, engine_dir, picture, "--max-seq-len", 12)
+    assert "the prompt is too long" in err
+    assert "at most 11 tokens" in err
+    assert "a larger --max-seq-len" in err
+
+
+def test_a_cache_longer_than_exported_is_refused(engine_dir, picture, capsys):
+    err = refused(capsys, engine_dir, picture, "--max-seq-len", 513)
+    assert "at most 512" in err
+    assert "export again with --max-seq-len 513" in err
+
+
+def test_graphs_for_tensorrt_have_a_cache_of_fixed_length(target_dir, picture, capsys):
+    options = ("--backend", "onnxruntime", "--max-seq-len", 128)
+    err = refused(capsys, target_dir("tensorrt"), picture, *options)
+    assert "dialect 'onnx' have a KV cache of fixed length" in err
+
+
 def test_an_overlay_is_written_for_each_picture(engine_dir, picture, tmp_path, capsys):
     output = tmp_path / "out.png"
     output.write_bytes(b"an older file")

@@ -39,6 +39,7 @@ class DeltaDialect:
 
     name = "delta"
     cache_output: Literal["present", "new"] = "new"
+    open_cache_length = False
     min_onnxruntime = "1.22"
 
     def __init__(self, *, quantized: bool = False) -> None:

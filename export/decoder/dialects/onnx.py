@@ -31,6 +31,7 @@ class OnnxDialect:
     name = "onnx"
     opset_imports: Mapping[str, int] = MappingProxyType({"": 24})
     cache_output: Literal["present", "new"] = "present"
+    open_cache_length = False
     min_onnxruntime = "1.25"
 
     def step_state(

@@ -30,6 +30,7 @@ class OrtDialect:
     name = "ort"
     opset_imports: Mapping[str, int] = MappingProxyType({"": 20, "com.microsoft": 1})
     cache_output: Literal["present", "new"] = "present"
+    open_cache_length = True
     min_onnxruntime = "1.22"
 
     def step_state(

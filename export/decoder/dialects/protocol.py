@@ -49,12 +49,15 @@ class Dialect(Protocol):
         cache_output: ``present`` where ``present_key_i`` and ``present_value_i`` are the whole
             cache, updated; ``new`` where ``new_key_i`` and ``new_value_i`` are the rows
             [1, KV heads, S, head_dim] that the runtime has to write.
+        open_cache_length: Whether the length of the cache is a name in the graph, so that the
+            runtime may allocate less than ``max_seq_len`` slots.
         min_onnxruntime: The first ONNX Runtime that runs it.
     """
 
     name: str
     opset_imports: Mapping[str, int]
     cache_output: Literal["present", "new"]
+    open_cache_length: bool
     min_onnxruntime: str
 
     def step_state(

@@ -23,7 +23,7 @@ from divprune.export.graph_files import describe_graph, save_graph
 from divprune.export.packed_layers import PackedLayer
 from divprune.export.progress import Progress
 from divprune.export.weights import WeightSource
-from divprune.runtime.manifest import TensorSpec
+from divprune.runtime.manifest import CACHE_LENGTH, TensorSpec
 
 MAX_SEQ_LEN = 32
 HIDDEN = 64
@@ -53,7 +53,7 @@ class Decoder:
         self.dtype = np.dtype(self.spec.inputs[0].dtype)
         self.cache = {
             tensor.name.removeprefix("past_"): onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.full(tensor.shape, garbage, self.dtype)
+                np.full([_size(dim) for dim in tensor.shape], garbage, self.dtype)
             )
             for tensor in self.spec.inputs
             if tensor.name.startswith("past_")
@@ -94,6 +94,10 @@ class Decoder:
         ends = np.cumsum(chunks)
         pieces = [slice(end - count, end) for count, end in zip(chunks, ends, strict=True)]
         return np.stack([self.forward(rows[piece], positions[piece]) for piece in pieces])
+
+
+def _size(dim: int | str) -> int:
+    return MAX_SEQ_LEN if dim == CACHE_LENGTH else int(dim)
 
 
 class Writer:
@@ -318,7 +322,8 @@ def test_weights_that_were_split_give_the_same_logits(
 def test_inputs_and_outputs_are_those_of_the_contract(decoder: Writer, dtype: str) -> None:
     number = {"fp32": "float32", "fp16": "float16"}[dtype]
     spec = decoder("clip-llama-v4-gqa2-full", dtype).spec
-    cache = (1, 2, MAX_SEQ_LEN, 16)
+    length = CACHE_LENGTH if decoder.dialect == "ort" else MAX_SEQ_LEN
+    cache = (1, 2, length, 16)
     parts = [f"{part}_{layer}" for layer in range(3) for part in ("key", "value")]
     assert spec.inputs == (
         TensorSpec("inputs_embeds", number, (1, "sequence", HIDDEN)),
@@ -326,7 +331,7 @@ def test_inputs_and_outputs_are_those_of_the_contract(decoder: Writer, dtype: st
         TensorSpec("write_indices", "int64", (1,)),
         *(TensorSpec(f"past_{part}", number, cache) for part in parts),
     )
-    name, slots = ("new", "sequence") if decoder.dialect == "delta" else ("present", MAX_SEQ_LEN)
+    name, slots = ("new", "sequence") if decoder.dialect == "delta" else ("present", length)
     assert spec.outputs == (
         TensorSpec("logits", "float32", (1, 1, 480)),
         *(TensorSpec(f"{name}_{part}", number, (1, 2, slots, 16)) for part in parts),

@@ -30,12 +30,15 @@ N, WIDTH, HEADS, KV_HEADS, HEAD_DIM, SLOTS = 24, 16, 4, 2, 8, 48
 Values = Mapping[str, np.ndarray]
 
 
-def graph(selector: InLLMSelector, values: Values, num_kept: int) -> bytes:
+def graph(selector: InLLMSelector, values: Values, num_kept: int, *, open_: bool = False) -> bytes:
+    """The subgraph alone; ``open_`` leaves the length of the cache to the runtime."""
     op = GraphWriter()
     types = {np.dtype("float32"): ir.DataType.FLOAT, np.dtype("int64"): ir.DataType.INT64}
+    shapes = {name: values[name].shape for name in selector.inputs}
+    if open_:
+        shapes["keys"] = (1, KV_HEADS, "max_seq_len", HEAD_DIM)
     inputs = {
-        name: ir.val(name, types[values[name].dtype], values[name].shape)
-        for name in selector.inputs
+        name: ir.val(name, types[values[name].dtype], shapes[name]) for name in selector.inputs
     }
     return serialised(op, list(inputs.values()), selector.write(op, inputs, N, num_kept))
 
@@ -216,6 +219,15 @@ def test_fastv_is_the_softmax_of_the_filled_slots_and_reads_no_other() -> None:
     expected = np.argsort(-weights[5 : 5 + N], kind="stable")[:10]
     np.testing.assert_array_equal(selector.select(values, N, 10), expected)
     np.testing.assert_array_equal(deployed(selector, values, 10), expected)
+
+
+def test_fastv_takes_a_cache_of_any_length_where_the_graph_leaves_it_open() -> None:
+    selector, values = get_in_llm_selector("fastv"), random_values(9)
+    chosen = session(graph(selector, values, 7, open_=True))
+    for slots in (N + 9, SLOTS):
+        feeds = {name: values[name] for name in selector.inputs}
+        feeds["keys"] = np.ascontiguousarray(values["keys"][:, :, :slots])
+        np.testing.assert_array_equal(chosen.run(None, feeds)[0], selector.select(values, N, 7))
 
 
 @pytest.mark.parametrize("selector", [CHOOSING[0], CHOOSING[-1]], ids=["greedyprune", "fastv"])

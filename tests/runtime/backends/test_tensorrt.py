@@ -24,7 +24,7 @@ from divprune.runtime.cli.build import main as build
 from divprune.runtime.cli.run import main as run
 from divprune.runtime.engine_directory import EngineDirectory
 from divprune.runtime.errors import BackendError, NumericalError, OptionError
-from divprune.runtime.manifest import TensorSpec
+from divprune.runtime.manifest import GraphSpec, TensorSpec
 from tests.runtime.engine_copies import copy_engine, read_manifest
 from tests.runtime.fake_machine import QUESTION, Machine, answer, picture
 
@@ -52,16 +52,32 @@ def directory(request: pytest.FixtureRequest, engine_dir: Path, tmp_path: Path) 
 def write_directory(engine_dir: Path, path: Path, dialect: str) -> Path:
     """The graphs of an export for ONNX Runtime, described as those of a TensorRT target."""
     manifest = read_manifest(engine_dir)
+    spec, llm = manifest.kv_cache, manifest.decoder_graph("llm")
+    files = {"llm/model.onnx": with_fixed_cache(engine_dir / "llm/model.onnx", llm)}
     if dialect == "onnx":
-        return copy_engine(engine_dir, path, target="tensorrt", dialect="onnx")
-    spec, llm = manifest.kv_cache, manifest.graphs["llm"]
+        graphs = manifest.graphs | {"llm": llm}
+        fields = {"target": "tensorrt", "dialect": "onnx", "graphs": graphs}
+        return copy_engine(engine_dir, path, files=files, **fields)
     shape = (1, spec.num_kv_heads, "sequence", spec.head_dim)
     new = [
         TensorSpec(tensor.name.replace("present_", "new_"), spec.dtype, shape)
         for tensor in llm.outputs[1:]
     ]
     graphs = manifest.graphs | {"llm": replace(llm, outputs=(llm.outputs[0], *new))}
-    return copy_engine(engine_dir, path, target="jetpack6", dialect="delta", graphs=graphs)
+    fields = {"target": "jetpack6", "dialect": "delta", "graphs": graphs}
+    return copy_engine(engine_dir, path, files=files, **fields)
+
+
+def with_fixed_cache(path: Path, described: GraphSpec) -> bytes:
+    """The graph with the shapes of ``described``: for TensorRT the cache's length is a number."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path, load_external_data=False)
+    shapes = {tensor.name: tensor.shape for tensor in (*described.inputs, *described.outputs)}
+    for value in (*model.graph.input, *model.graph.output):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+            if isinstance(size, int):
+                dim.dim_value = size
+    return model.SerializeToString()
 
 
 @pytest.fixture
@@ -332,9 +348,10 @@ def test_divprune_bench_reports_the_gpus_run(machine, built, capsys):
 def test_a_selection_that_cannot_be_timed_alone_is_said_and_left_out(
     machine, engine_dir, tmp_path, capsys
 ):
-    graphs = dict(read_manifest(engine_dir).graphs)
+    whole = write_directory(engine_dir, tmp_path / "whole", "onnx")
+    graphs = dict(read_manifest(whole).graphs)
     del graphs["selection"]
-    path = copy_engine(engine_dir, tmp_path / "e", target="tensorrt", dialect="onnx", graphs=graphs)
+    path = copy_engine(whole, tmp_path / "e", graphs=graphs)
     assert build([str(path), "-q"]) == 0
     options = ["--warmup", "0", "--iters", "1", "--max-new-tokens", "2", "--json", "-q"]
     capsys.readouterr()

@@ -18,7 +18,7 @@ from PIL import Image
 from divprune.runtime.bench import benchmark
 from divprune.runtime.bench.report import Report
 from divprune.runtime.cli.bench import main
-from tests.runtime.engine_copies import copy_engine
+from tests.runtime.engine_copies import copy_engine, read_manifest
 
 pytest.importorskip("onnxruntime")
 
@@ -68,13 +68,18 @@ def test_tables_go_to_stdout_and_nothing_else_anywhere(engine_dir, capsys):
 
 def test_json_is_the_report_and_nothing_else(engine_dir, picture, capsys):
     options = ("--keep", "0.1,0.05", "--image", picture, "--prompt", "What is this?", "--json")
-    assert run(engine_dir, *SHORT, *options) == 0
+    assert run(engine_dir, *SHORT, *options, "--max-seq-len", 128) == 0
     out, err = capsys.readouterr()
     report = Report.from_json(out, "stdout")
     assert err == ""
     assert [run.keep for run in report.runs] == [1.0, 0.1, 0.05]
     assert (report.work.image.source, report.work.prompt) == (str(picture), "What is this?")
     assert (report.work.warmup, report.work.iters, report.work.max_new_tokens) == (1, 2, 3)
+    whole = read_manifest(engine_dir)
+    assert report.engine.max_seq_len == 128
+    assert {run.kv_cache_bytes * whole.max_seq_len for run in report.runs} == {
+        whole.kv_cache_bytes * 128
+    }
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.md", "a.html"])
