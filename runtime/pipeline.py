@@ -80,6 +80,7 @@ class Pipeline:
         device: str | None = None,
         threads: int | None = None,
         max_seq_len: int | None = None,
+        residency: str = "concurrent",
         verify: Literal["cached", "full"] = "cached",
     ) -> Pipeline:
         """Open, check and load an engine directory.
@@ -91,17 +92,22 @@ class Pipeline:
             threads: Threads inside one operator; None leaves it to the backend.
             max_seq_len: Length of the KV cache, prompt and answer together; at most that of the
                 export, which None takes.
+            residency: ``sequential`` has the vision graph or the LLM in memory, never both: less
+                memory, but each answer loads both, which its times include. A picture that is
+                encoded ends a generation that is going on.
             verify: ``cached`` hashes files that have changed since they were last hashed,
                 ``full`` hashes all of them.
 
         Raises:
             EngineDirectoryError: if the directory is missing, damaged or of another schema.
             BackendError: if the backend is missing, too old, or refuses the graphs.
-            OptionError: for an unknown backend or device, or another ``max_seq_len``.
+            OptionError: for an unknown backend, device or residency, or another ``max_seq_len``.
             UnsupportedError: for a shorter ``max_seq_len`` where the graphs fix it.
         """
         directory = EngineDirectory.open(Path(path), verify=verify, max_seq_len=max_seq_len)
-        loaded = load_backend(backend, directory, device=device, threads=threads)
+        loaded = load_backend(
+            backend, directory, device=device, threads=threads, residency=residency
+        )
         return cls(directory, loaded)
 
     def generate(

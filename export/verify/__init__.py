@@ -15,7 +15,6 @@ from packaging.version import Version
 from divprune.export.decoder.dialects import Dialect
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.graph_files import DECODER_FILES
-from divprune.export.memory import release_freed_memory
 from divprune.export.plan import ExportPlan
 from divprune.export.progress import Progress
 from divprune.export.verify.comparison import Tolerance
@@ -24,6 +23,7 @@ from divprune.export.verify.in_llm import check_in_llm_selection
 from divprune.export.verify.subgraph import GraphCutter
 from divprune.export.verify.vision import check_vision
 from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.memory import release_freed_memory
 
 __all__ = ["Tolerance", "check_onnxruntime", "verify_export"]
 

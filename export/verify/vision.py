@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from divprune.export.memory import release_freed_memory
 from divprune.export.plan import ExportPlan
 from divprune.export.selection import Selector
 from divprune.export.selection.downsample import resize
@@ -15,6 +14,7 @@ from divprune.export.verify.comparison import Tolerance, check_distinct, check_r
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import make_session, more_outputs, run_session
 from divprune.runtime.errors import NumericalError
+from divprune.runtime.memory import release_freed_memory
 
 __all__ = ["check_vision"]
 

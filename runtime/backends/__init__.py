@@ -1,7 +1,7 @@
 """Backends: what runs the graphs of an engine directory, behind one protocol.
 
 The pipeline above knows only ``Backend``. Each adapter module offers
-``load(directory, *, device, threads)`` and imports its library inside functions.
+``load(directory, *, device, threads, residency)`` and imports its library inside functions.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "DEVICES",
+    "RESIDENCIES",
     "Backend",
     "ImageFeatures",
     "Logits",
@@ -44,6 +45,8 @@ BACKENDS = {
     "tensorrt": "divprune.runtime.backends.tensorrt",
 }
 DEVICES = ("cpu", "cuda")
+# Vision and LLM together in memory, or one of them at a time.
+RESIDENCIES = ("concurrent", "sequential")
 _BACKEND_FOR_TARGET = {
     "onnxruntime": "onnxruntime",
     "tensorrt": "tensorrt",
@@ -180,7 +183,11 @@ class Backend(Protocol):
         """Run the vision graph on float32 [crops, 3, H, W]."""
 
     def reset(self) -> None:
-        """Start a new sequence: nothing in the cache counts as filled."""
+        """Start a new sequence: nothing in the cache counts as filled.
+
+        Where vision and LLM are not in memory together, a picture that is encoded later may
+        end the sequence.
+        """
 
     def forward(
         self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
@@ -220,7 +227,9 @@ class Backend(Protocol):
 
 
 class _Adapter(Protocol):
-    def load(self, directory: EngineDirectory, *, device: str, threads: int | None) -> Backend: ...
+    def load(
+        self, directory: EngineDirectory, *, device: str, threads: int | None, residency: str
+    ) -> Backend: ...
 
     def load_selection(
         self, directory: EngineDirectory, *, device: str, threads: int | None
@@ -228,7 +237,12 @@ class _Adapter(Protocol):
 
 
 def load_backend(
-    name: str | None, directory: EngineDirectory, *, device: str | None, threads: int | None
+    name: str | None,
+    directory: EngineDirectory,
+    *,
+    device: str | None,
+    threads: int | None,
+    residency: str = "concurrent",
 ) -> Backend:
     """Load the graphs of ``directory`` with the backend ``name``.
 
@@ -237,16 +251,18 @@ def load_backend(
         directory: An opened, verified engine directory.
         device: ``cpu`` or ``cuda``; None takes the GPU with TensorRT and the CPU otherwise.
         threads: Threads inside one operator; None leaves it to the library.
+        residency: ``concurrent`` loads vision and LLM now; ``sequential`` has one of them in
+            memory at a time and loads it when it is needed.
 
     Raises:
-        OptionError: for an unknown backend or device, or a thread count below 1.
+        OptionError: for an unknown backend, device or residency, or a thread count below 1.
         BackendError: if the backend is missing, too old, or refuses the graphs.
     """
-    check_choice(name, device, threads)
+    check_choice(name, device, threads, residency)
     adapter = _adapter(name, directory)
     device = choose_device(name, directory, device)
     start = perf_counter()
-    backend = adapter.load(directory, device=device, threads=threads)
+    backend = adapter.load(directory, device=device, threads=threads, residency=residency)
     log.info("%s loaded %s in %.1f s", backend.name, directory.path, perf_counter() - start)
     return backend
 
@@ -269,16 +285,22 @@ def choose_device(name: str | None, directory: EngineDirectory, device: str | No
     return device or _DEFAULT_DEVICE[name or _BACKEND_FOR_TARGET[directory.manifest.target]]
 
 
-def check_choice(name: str | None, device: str | None, threads: int | None) -> None:
+def check_choice(
+    name: str | None, device: str | None, threads: int | None, residency: str = "concurrent"
+) -> None:
     """Check a choice of backend that has not met an engine directory yet.
 
     Raises:
-        OptionError: for an unknown backend or device, or a thread count below 1.
+        OptionError: for an unknown backend, device or residency, or a thread count below 1.
     """
     if name is not None and name not in BACKENDS:
         raise OptionError(f"unknown backend {name!r}", expected=", ".join(BACKENDS), found=name)
     if device is not None and device not in DEVICES:
         raise OptionError(f"unknown device {device!r}", expected=", ".join(DEVICES), found=device)
+    if residency not in RESIDENCIES:
+        raise OptionError(
+            f"unknown residency {residency!r}", expected=", ".join(RESIDENCIES), found=residency
+        )
     if threads is not None and threads < 1:
         raise OptionError("--threads must be at least 1", expected="1 or more", found=threads)
 

@@ -32,12 +32,14 @@ import numpy as np
 from divprune.runtime.backends import ImageFeatures, PrunedPrefill, SmallPictureFeatures
 from divprune.runtime.backends.onnxruntime_cache import KVCache
 from divprune.runtime.backends.onnxruntime_decoder import DecoderSession
+from divprune.runtime.backends.onnxruntime_residents import Decoder, Residents
 from divprune.runtime.backends.onnxruntime_session import open_session, require_onnxruntime
 from divprune.runtime.errors import UnsupportedError
 from divprune.runtime.kept_tokens import kept_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     from numpy.typing import NDArray
 
@@ -53,16 +55,38 @@ caches (636 rows of a 1.1B in int8: 1.2 s instead of 1.6 s on two cores of a Xeo
 scratch memory does not grow with the prompt."""
 
 
-def load(directory: EngineDirectory, *, device: str, threads: int | None) -> OnnxRuntimeBackend:
-    """Open the graphs on ``device`` and allocate the KV cache.
+def load(
+    directory: EngineDirectory,
+    *,
+    device: str,
+    threads: int | None,
+    residency: str = "concurrent",
+) -> OnnxRuntimeBackend:
+    """Open the graphs on ``device`` and allocate the KV cache; ``sequential``: vision only.
 
     Raises:
         BackendError: if ONNX Runtime is missing, too old, without the device, or refuses.
         EngineDirectoryError: if a graph is not the one that the manifest describes.
     """
     library = require_onnxruntime(directory.manifest, device)
-    manifest = directory.manifest
     session = partial(open_session, library, directory, device=device, threads=threads)
+    residents = Residents(
+        partial(session, "vision", stop_spinning=True),
+        partial(session, "full", stop_spinning=True),
+        partial(_open_decoder, library, directory.manifest, device, session),
+        together=residency == "concurrent",
+    )
+    return OnnxRuntimeBackend(
+        residents,
+        directory.manifest,
+        f"onnxruntime {library.__version__} ({device.upper()})",
+        rows_at_once=_ROWS_ON_CPU if device == "cpu" else None,
+    )
+
+
+def _open_decoder(
+    library: ModuleType, manifest: Manifest, device: str, session: Callable[..., Any]
+) -> Decoder:
     # The larger ones first: what loading needs on top of the weights is gone when others come.
     has_prefill = "llm_prefill" in manifest.graphs
     prefill_session = session("llm_prefill", stop_spinning=True) if has_prefill else None
@@ -75,21 +99,9 @@ def load(directory: EngineDirectory, *, device: str, threads: int | None) -> Onn
     prefill = None
     if prefill_session is not None:
         prefill = DecoderSession(library, prefill_session, specs[0], parts[0].cache)
-    vision = session("vision", stop_spinning=True)
     has_selection = "llm_selection" in manifest.graphs
     selection = session("llm_selection", stop_spinning=True) if has_selection else None
-    name = f"onnxruntime {library.__version__} ({device.upper()})"
-    open_full = partial(session, "full", stop_spinning=True)
-    return OnnxRuntimeBackend(
-        vision,
-        parts,
-        prefill,
-        selection,
-        manifest,
-        name,
-        open_full,
-        rows_at_once=_ROWS_ON_CPU if device == "cpu" else None,
-    )
+    return Decoder(parts, prefill, selection)
 
 
 def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
@@ -134,27 +146,18 @@ class OnnxRuntimeBackend:
 
     def __init__(
         self,
-        vision: Any,
-        parts: Sequence[DecoderSession],
-        prefill: DecoderSession | None,
-        selection: Any | None,
+        residents: Residents,
         manifest: Manifest,
         name: str,
-        open_full: Callable[[], Any],
         *,
         rows_at_once: int | None = None,
     ) -> None:
         self.name = name
-        self._open_full = open_full
-        self._full: Any = None
-        self._vision = vision
+        self._residents = residents
         self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
-        self._parts = parts
-        self._prefill = prefill
         self._rows_at_once = rows_at_once
         # There masked slots are multiplied by zero instead of being left out.
         self._reads_masked_slots = manifest.dialect != "ort"
-        self._selection = selection
         self._num_image_tokens = manifest.selector.num_image_tokens
         self._inside_llm = manifest.selector.inside_llm
 
@@ -162,7 +165,7 @@ class OnnxRuntimeBackend:
         """Run the vision graph on float32 [crops, 3, H, W]."""
         feeds = {"pixel_values": pixel_values}
         names = self._vision_outputs
-        found = dict(zip(names, self._vision.run(names, feeds), strict=True))
+        found = dict(zip(names, self._residents.vision().run(names, feeds), strict=True))
         order = found.get("selection_order", np.empty(0, np.int64))
         if "image_features" not in found:
             encode_full = partial(self._encode_full, pixel_values)
@@ -173,9 +176,8 @@ class OnnxRuntimeBackend:
 
     def _encode_full(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
         """All tokens of the full picture; its graph is opened when it is first needed."""
-        if self._full is None:
-            self._full = self._open_full()
-        (features,) = self._full.run(["image_features"], {"pixel_values": pixel_values})
+        feeds = {"pixel_values": pixel_values}
+        (features,) = self._residents.full().run(["image_features"], feeds)
         return ImageFeatures(features, np.empty(0, np.int64), features[:0])
 
     def reset(self) -> None:
@@ -184,7 +186,7 @@ class OnnxRuntimeBackend:
         Where masked slots are read, a NaN in one would spoil every sequence that follows: there
         they become zeros.
         """
-        for part in self._parts:
+        for part in self._residents.start_sequence().parts:
             if self._reads_masked_slots:
                 part.cache.clear()
             part.cache.filled = 0
@@ -197,9 +199,10 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
         """
-        parts = self._parts
-        if self._prefill is not None and inputs_embeds.shape[1] > 1:
-            parts = [self._prefill]
+        decoder = self._residents.decoder()
+        parts = decoder.parts
+        if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
+            parts = [decoder.prefill]
         for part in _pieces(inputs_embeds.shape[1], self._rows_at_once):
             rows, positions = inputs_embeds[:, part], position_ids[:, part]
             for graph in parts[:-1]:
@@ -222,10 +225,12 @@ class OnnxRuntimeBackend:
         """
         if not self._inside_llm:
             raise UnsupportedError("this engine directory does not prune inside the LLM")
-        front, back = self._parts
+        decoder = self._residents.decoder()
+        front, back = decoder.parts
         outputs = front.run(inputs_embeds, position_ids)
         start = perf_counter()
-        orders = tuple(self._select(front, outputs, first)[:num_kept] for first in first_slots)
+        select = partial(self._select, decoder.selection, front, outputs)
+        orders = tuple(select(first)[:num_kept] for first in first_slots)
         num_rows = inputs_embeds.shape[1]
         stays = kept_rows(num_rows, first_slots, self._num_image_tokens, orders)
         hidden = np.ascontiguousarray(outputs["hidden_states"][:, stays])
@@ -234,10 +239,14 @@ class OnnxRuntimeBackend:
         return PrunedPrefill(logits, orders, selection_ms)
 
     def _select(
-        self, front: DecoderSession, outputs: dict[str, NDArray[Any]], first: int
+        self,
+        selection: Any | None,
+        front: DecoderSession,
+        outputs: dict[str, NDArray[Any]],
+        first: int,
     ) -> NDArray[np.int64]:
         """The selection graph on one picture, whose tokens start at row ``first``."""
-        if self._selection is None:
+        if selection is None:
             return np.empty(0, np.int64)
         hidden = outputs["hidden_states"][0]
         feeds: dict[str, Any] = {
@@ -248,5 +257,5 @@ class OnnxRuntimeBackend:
             "first_slot": np.array([first], np.int64),
             "num_slots": np.array([front.cache.filled], np.int64),
         }
-        order: NDArray[np.int64] = front.run_beside(self._selection, feeds, "selection_order")
+        order: NDArray[np.int64] = front.run_beside(selection, feeds, "selection_order")
         return order

@@ -63,8 +63,14 @@ __all__ = ["TensorRTBackend", "load", "load_selection"]
 _MARGIN = 512 << 20
 
 
-def load(directory: EngineDirectory, *, device: str, threads: int | None) -> TensorRTBackend:
-    """Load the engines that were built for this machine.
+def load(
+    directory: EngineDirectory,
+    *,
+    device: str,
+    threads: int | None,
+    residency: str = "concurrent",
+) -> TensorRTBackend:
+    """Load the engines that were built for this machine; ``sequential``: vision only.
 
     Raises:
         BackendError: if there are none, they are for something else, a library or the GPU is
@@ -74,7 +80,10 @@ def load(directory: EngineDirectory, *, device: str, threads: int | None) -> Ten
     library, record = _find_engines(directory, device, threads)
     session = _open_session(directory, library)
     name = f"{library.title} (CUDA, selection: {record.selection})"
-    return TensorRTBackend(directory, record, session, LoadedKernels(Driver()), name)
+    in_turn = residency == "sequential"
+    return TensorRTBackend(
+        directory, record, session, LoadedKernels(Driver()), name, in_turn=in_turn
+    )
 
 
 def load_selection(
@@ -102,6 +111,7 @@ class TensorRTBackend:
         session: What they share.
         kernels: Reductions on the device.
         name: As reports show it.
+        in_turn: Have vision and LLM on the device one at a time even where both fit.
     """
 
     def __init__(
@@ -111,11 +121,14 @@ class TensorRTBackend:
         session: Session,
         kernels: Kernels,
         name: str,
+        *,
+        in_turn: bool = False,
     ) -> None:
         manifest = directory.manifest
         self.name = name
         self._llm = manifest.llm_graphs
-        self._engines = _make_residency(directory, record, session)  # before anything is allocated
+        # Before anything is allocated.
+        self._engines = _make_residency(directory, record, session, in_turn=in_turn)
         hidden, dtype = manifest.model.hidden_size, np.dtype(manifest.kv_cache.dtype)
         self._writer = PromptWriter(
             session.cuda, session.stream, manifest.max_prefill_len, hidden, dtype
@@ -230,7 +243,7 @@ def _open_session(directory: EngineDirectory, library: TensorRT) -> Session:
 
 
 def _make_residency(
-    directory: EngineDirectory, record: EngineRecord, session: Session
+    directory: EngineDirectory, record: EngineRecord, session: Session, *, in_turn: bool
 ) -> Residency:
     """What loads the engines, and whether they fit beside one another and the cache."""
     manifest, engines = directory.manifest, record.engines
@@ -247,7 +260,8 @@ def _make_residency(
         for name in (*towers, *llm)
     }
     groups = [[name] for name in towers] + [llm]
-    return Residency(loaders, groups, together=needed <= session.cuda.free_memory())
+    together = not in_turn and needed <= session.cuda.free_memory()
+    return Residency(loaders, groups, together=together)
 
 
 def _load_engine(

@@ -63,6 +63,7 @@ class BenchOptions:
         backend: Name of a backend; None takes the one the directory was exported for.
         device: ``cpu`` or ``cuda``; None takes the GPU with TensorRT, otherwise the CPU.
         threads: Threads inside one operator; None leaves it to the backend.
+        residency: ``sequential`` has vision or LLM in memory, one at a time.
         probe: Measure bandwidth and FLOP rate for the prediction.
     """
 
@@ -76,13 +77,14 @@ class BenchOptions:
     backend: str | None = None
     device: str | None = None
     threads: int | None = None
+    residency: str = "concurrent"
     probe: bool = True
 
     def __post_init__(self) -> None:
         for keep in self.keeps or ():
             validate_keep(keep)
         validate_max_new_tokens(self.max_new_tokens)
-        check_choice(self.backend, self.device, self.threads)
+        check_choice(self.backend, self.device, self.threads, self.residency)
         for option, value, lowest in (("--iters", self.iters, 1), ("--warmup", self.warmup, 0)):
             if value < lowest:
                 raise OptionError(
@@ -162,7 +164,8 @@ def benchmark(
 def _load(directory: EngineDirectory, options: BenchOptions) -> tuple[Pipeline, Selection | None]:
     """The pipeline, and the selection of the vision graph alone where it has one."""
     name, device, threads = options.backend, options.device, options.threads
-    backend = load_backend(name, directory, device=device, threads=threads)
+    residency = options.residency
+    backend = load_backend(name, directory, device=device, threads=threads, residency=residency)
     pipeline = Pipeline(directory, backend)
     if directory.manifest.selector.inside_llm:
         return pipeline, None

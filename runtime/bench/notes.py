@@ -25,6 +25,11 @@ def surrounding_notes(options: BenchOptions, device: DeviceFacts, probe: Probe |
         )
     if options.warmup == 0:
         notes.append("no warm-up: the first round is slower, and memory was watched during it")
+    if options.residency == "sequential":
+        notes.append(
+            "one of vision and LLM in memory at a time (--residency sequential): the times of"
+            " vision and prefill include loading them"
+        )
     if options.device != "cpu":
         notes.append("no prediction: the probe measures the CPU")
     elif options.probe and probe is None:

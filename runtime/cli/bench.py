@@ -105,6 +105,7 @@ def _check_options(arguments: argparse.Namespace) -> BenchOptions:
         backend=arguments.backend,
         device=arguments.device,
         threads=arguments.threads,
+        residency=arguments.residency,
         probe=not arguments.no_probe,
     )
     if arguments.output:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from divprune.runtime.backends import RESIDENCIES
 from divprune.runtime.errors import DivPruneError
 
 __all__ = ["add_common_options", "add_memory_options", "configure_logging", "run_guarded"]
@@ -58,7 +59,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
-    """Add what decides how much memory a run takes: ``--max-seq-len``."""
+    """Add what decides how much memory a run takes: ``--residency`` and ``--max-seq-len``."""
+    parser.add_argument(
+        "--residency",
+        choices=RESIDENCIES,
+        default="concurrent",
+        help="sequential: vision or LLM in memory, one at a time, loaded for each answer"
+        " (default: %(default)s)",
+    )
     parser.add_argument(
         "--max-seq-len",
         type=int,

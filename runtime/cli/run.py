@@ -77,7 +77,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from divprune.runtime.pipeline import Pipeline
 
     backend = load_backend(
-        arguments.backend, directory, device=arguments.device, threads=arguments.threads
+        arguments.backend,
+        directory,
+        device=arguments.device,
+        threads=arguments.threads,
+        residency=arguments.residency,
     )
     pipeline = Pipeline(directory, backend)
     generation = pipeline.generate(

@@ -254,7 +254,7 @@ def test_the_halves_fill_caches_of_different_length(
 ) -> None:
     pipeline: Any = export(CHECKPOINTS[0], "fastv", 1)
     result = answer(pipeline, pictures)
-    front, back = pipeline.backend._parts
+    front, back = pipeline.backend._residents.decoder().parts
     fed = result.prompt_tokens + NEW_TOKENS - 1  # the last token is never fed
     removed = sum(image.num_image_tokens - image.num_kept for image in result.images)
     assert (front.cache.filled, back.cache.filled) == (fed, fed - removed)

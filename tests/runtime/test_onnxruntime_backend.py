@@ -57,7 +57,7 @@ def caches(backend: OnnxRuntimeBackend) -> list[np.ndarray]:
 
 
 def decoder(backend: OnnxRuntimeBackend) -> DecoderSession:
-    (part,) = backend._parts
+    (part,) = backend._residents.decoder().parts
     return part
 
 

@@ -302,7 +302,7 @@ def test_the_first_token_is_chosen_before_generate_returns_and_no_other(pipeline
 
 def test_memory_counts_the_cache_that_was_allocated(pipeline, loaded, picture):
     memory = pipeline.generate(picture, QUESTION, max_new_tokens=1).result.memory
-    buffers = loaded.backend._parts[0].cache.values.values()
+    buffers = loaded.backend._residents.decoder().parts[0].cache.values.values()
     assert memory.kv_cache == sum(buffer.numpy().nbytes for buffer in buffers)
     assert memory.peak_rss > memory.kv_cache
     assert memory.peak_device is None

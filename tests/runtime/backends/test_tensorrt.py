@@ -188,6 +188,14 @@ def test_engines_take_turns_where_memory_is_short(machine, built, host):
     assert len(pipeline.backend._engines._loaded) == 1
 
 
+def test_engines_take_turns_where_that_is_asked_for(machine, built, host):
+    pipeline = Pipeline.from_dir(built, residency="sequential")
+    assert answer(pipeline).token_ids == answer(host).token_ids
+    assert list(pipeline.backend._engines._loaded) == ["llm"]
+    loads = [call for call in machine.library.script.calls if call[0] == "deserialize"]
+    assert len(loads) == 2
+
+
 def test_both_engines_stay_where_they_fit(machine, pipeline):
     answer(pipeline), answer(pipeline)
     loads = [call for call in machine.library.script.calls if call[0] == "deserialize"]
