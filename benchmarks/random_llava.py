@@ -43,6 +43,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 480},
         "image_token_index": 470,
     },
+    "0.2b": {
+        "vision_config": _CLIP_336
+        | {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+        | {"num_attention_heads": 12, "image_size": 224},
+        "text_config": _LLAMA
+        | {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12}
+        | {"num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 2048},
+        "image_token_index": 32000,
+    },
     "1.1b": {
         "vision_config": _CLIP_336,
         "text_config": _LLAMA

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from divprune.runtime.errors import OptionError
+from divprune.runtime.errors import DivPruneError, OptionError
+from divprune.runtime.plan.model_config import read_dimensions
 
 __all__ = [
     "FAMILIES",
@@ -36,6 +37,7 @@ class Preset:
         image_size: Height and width of the tower's input in pixels.
         patch_size: Edge of a patch in pixels.
         num_image_tokens: Visual tokens one image makes (N).
+        config: The part of its config.json that says how large it is.
         recommended_keep: Fraction to keep; ``None`` where nobody has measured it.
         license: Licence tag of the repository; ``None`` if not known for certain.
     """
@@ -47,6 +49,7 @@ class Preset:
     image_size: int
     patch_size: int
     num_image_tokens: int
+    config: dict[str, Any]
     recommended_keep: float | None = None
     license: str | None = None
 
@@ -64,6 +67,16 @@ class Preset:
         keep: Any = self.recommended_keep
         is_fraction = keep is None or (isinstance(keep, (int, float)) and 0 < keep <= 1)
         _check(is_fraction, self.name, "recommended_keep", "0 < keep <= 1", keep)
+        self._check_config()
+
+    def _check_config(self) -> None:
+        _check(isinstance(self.config, dict), self.name, "config", "a mapping", self.config)
+        try:
+            tokens = read_dimensions(self.name, self.config).num_image_tokens
+        except DivPruneError as error:
+            raise OptionError(f"preset {self.name}: config is wrong", found=error) from error
+        expected = f"one of {self.num_image_tokens} visual tokens"
+        _check(tokens == self.num_image_tokens, self.name, "config", expected, f"{tokens}")
 
 
 def list_presets() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from divprune.export.plan import ExportPlan
 from divprune.export.progress import Progress
-from divprune.export.quantization.scheme import QuantScheme
 from divprune.export.staging import record_files
 from divprune.runtime.manifest import (
     SCHEMA_VERSION,
@@ -18,6 +17,8 @@ from divprune.runtime.manifest import (
     QuantInfo,
     SelectorInfo,
 )
+from divprune.runtime.plan.model_config import read_dimensions
+from divprune.runtime.quant_scheme import QuantScheme
 
 __all__ = ["make_manifest"]
 
@@ -73,6 +74,7 @@ def _model_info(plan: ExportPlan) -> ModelInfo:
         max_position_embeddings=plan.spec.max_position_embeddings,
         num_heads=plan.spec.num_heads,
         intermediate_size=plan.family.text_config.intermediate_size,
+        tower=read_dimensions(plan.source.model_id, plan.checkpoint.config.to_dict()).tower,
     )
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from divprune.export.quantization.rounding import METHODS
-from divprune.export.quantization.scheme import QuantScheme, parse_scheme
 from divprune.export.selection import IN_LLM_FLAGS, selector_names
 from divprune.runtime.errors import OptionError
 from divprune.runtime.keep import validate_keep
 from divprune.runtime.manifest import TARGETS
+from divprune.runtime.quant_scheme import QuantScheme, parse_scheme
 
 __all__ = ["ExportOptions"]
 
@@ -24,8 +24,8 @@ class ExportOptions:
 
     ``max_seq_len`` None means 2048 or what the model can, whichever is smaller. ``output``
     None means ``./<model>-keep<keep>``. ``max_weight_mib`` None means what the target allows.
-    ``quant`` is spelled as in ``divprune.export.quantization.scheme``; ``vision_quant`` is
-    ``int8`` or None; so is ``prefill_quant``, which asks for a second LLM graph.
+    ``quant`` is spelled as in ``divprune.runtime.quant_scheme``; ``vision_quant`` is ``int8`` or
+    None; so is ``prefill_quant``, which asks for a second LLM graph.
     ``positions`` None means contiguous, and original for a
     selector inside the LLM, whose front layers have numbered every token already. ``keep`` is
     None for a selector that takes none, ``layer`` and ``tau`` None means its default.

@@ -15,8 +15,8 @@ import numpy as np
 
 from divprune.export.quantization.matrix import Int4Numbers
 from divprune.export.quantization.packed_format import PackedFormat
-from divprune.export.quantization.scheme import QuantScheme, check_divisible
 from divprune.runtime.errors import CheckpointError, UnsupportedError
+from divprune.runtime.quant_scheme import QuantScheme, check_divisible
 
 if TYPE_CHECKING:
     import torch

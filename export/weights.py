@@ -13,8 +13,8 @@ import onnx_ir as ir
 from divprune.export.graph_writer import GraphWriter
 from divprune.export.quantization.matrix import Int4Numbers, Int8Numbers, QuantizedMatrix
 from divprune.export.quantization.quantize import quantize
-from divprune.export.quantization.scheme import INT8, QuantScheme, check_divisible
 from divprune.runtime.errors import CheckpointError
+from divprune.runtime.quant_scheme import INT8, QuantScheme, check_divisible
 
 if TYPE_CHECKING:
     import torch

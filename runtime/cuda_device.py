@@ -10,6 +10,7 @@ __all__ = ["CudaDevice", "find_cuda_device"]
 
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+_INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED
 _NAME_BYTES = 256
 
 
@@ -22,12 +23,14 @@ class CudaDevice:
         compute_capability: Such as ``8.7``.
         memory_bytes: All of its memory; on a Jetson it is the system's.
         cuda: Newest CUDA version that the driver runs, such as ``12.6``.
+        integrated: Whether it shares the host's memory, as on a Jetson.
     """
 
     name: str
     compute_capability: str
     memory_bytes: int
     cuda: str
+    integrated: bool = False
 
 
 def find_cuda_device(libraries: tuple[str, ...] = _LIBRARIES) -> CudaDevice | None:
@@ -52,16 +55,18 @@ def _ask(driver: Any) -> CudaDevice:
     _require(driver.cuDeviceGet(ctypes.byref(device), 0))
     _require(driver.cuDeviceGetName(name, _NAME_BYTES, device))
     _require(driver.cuDeviceTotalMem_v2(ctypes.byref(total), device))
-    capability = []
-    for attribute in (_MAJOR, _MINOR):
+    facts = []
+    for attribute in (_MAJOR, _MINOR, _INTEGRATED):
         _require(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device))
-        capability.append(number.value)
+        facts.append(number.value)
+    major, minor, integrated = facts
     _require(driver.cuDriverGetVersion(ctypes.byref(number)))
     return CudaDevice(
         name=name.value.decode("utf-8", "replace"),
-        compute_capability=".".join(map(str, capability)),
+        compute_capability=f"{major}.{minor}",
         memory_bytes=total.value,
         cuda=f"{number.value // 1000}.{number.value % 1000 // 10}",
+        integrated=bool(integrated),
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "QuantInfo",
     "SelectorInfo",
     "TensorSpec",
+    "TowerInfo",
 ]
 
 SCHEMA_VERSION = 1
@@ -82,11 +83,40 @@ class GraphSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class TowerInfo:
+    """The vision tower, as far as it runs.
+
+    Attributes:
+        hidden_size: Width of its rows.
+        intermediate_size: Width inside its feed-forward layers.
+        num_layers: Layers up to the last one whose features are used.
+        num_heads: Attention heads.
+        num_positions: Rows: one for each patch, and the class token if there is one.
+        patch_size: Edge of a patch in pixels.
+        num_channels: Of a picture.
+        feature_size: Width of what the projector takes: several layers stand side by side.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_positions: int
+    patch_size: int
+    num_channels: int
+    feature_size: int
+
+    def __post_init__(self) -> None:
+        for field in self.__slots__:
+            _check_at_least(field, getattr(self, field), 1)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The checkpoint that was exported; ``revision`` is None for a local directory.
 
     ``hidden_size``, ``num_heads`` (of the queries) and ``intermediate_size`` are those of the
-    text model's layers.
+    text model's layers; ``tower`` is the vision tower.
     """
 
     id: str
@@ -100,6 +130,7 @@ class ModelInfo:
     max_position_embeddings: int
     num_heads: int
     intermediate_size: int
+    tower: TowerInfo
 
     def __post_init__(self) -> None:
         for field in ("id", "family", "vision_model", "text_model"):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from divprune.export.quantization.packing import unpack_nibbles
-from divprune.export.quantization.scheme import QuantScheme
+from divprune.runtime.quant_scheme import QuantScheme
 
 __all__ = ["Int4Numbers", "Int8Numbers", "QuantizedMatrix"]
 

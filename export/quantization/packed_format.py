@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from divprune.export.quantization.awq import awq_codes, awq_shape, awq_zeros
 from divprune.export.quantization.gptq import gptq_codes, gptq_shape, gptq_zeros
-from divprune.export.quantization.scheme import BLOCKS
 from divprune.runtime.errors import CheckpointError, UnsupportedError
+from divprune.runtime.quant_scheme import BLOCKS
 
 __all__ = ["PackedFormat", "read_packed_format"]
 

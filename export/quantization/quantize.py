@@ -9,7 +9,7 @@ import numpy as np
 from divprune.export.quantization.matrix import Int4Numbers, Int8Numbers
 from divprune.export.quantization.packing import pack_nibbles
 from divprune.export.quantization.rounding import METHODS
-from divprune.export.quantization.scheme import QuantScheme
+from divprune.runtime.quant_scheme import QuantScheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

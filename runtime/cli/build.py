@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-cc", nargs="+", default=[], metavar="CC", help="compute capabilities such as"
         " 86 89 120 (default: this machine's GPU; others with TensorRT-RTX only)")  # fmt: skip
     add("--workspace", type=int, metavar="MIB", help="memory that a kernel may use (default: a"
-        " quarter of what weights and cache leave of the GPU)")  # fmt: skip
+        " quarter of what the builder leaves of the GPU)")  # fmt: skip
     add("--no-plugin", action="store_true", help="select with the ONNX Loop, not the plugin")
     add("--weight-streaming", action="store_true", help="let weights stay in host memory where"
         " the GPU is too small for them")  # fmt: skip

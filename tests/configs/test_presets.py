@@ -14,6 +14,15 @@ GOOD = {
     "image_size": 336,
     "patch_size": 14,
     "num_image_tokens": 576,
+    "config": {
+        "model_type": "llava",
+        "text_config": {"model_type": "llama"},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": 336,
+            "patch_size": 14,
+        },
+    },
 }
 
 
@@ -64,6 +73,9 @@ def test_suggestion_is_the_nearest_name_or_none(name: str, guess: str | None) ->
         ({"image_size": 0}, "image_size"),
         ({"patch_size": "14"}, "patch_size"),
         ({"num_image_tokens": True}, "num_image_tokens"),
+        ({"num_image_tokens": 577}, "config"),  # not those of the tower
+        ({"config": 1}, "config"),
+        ({"config": {"model_type": "resnet"}}, "config"),
         ({"recommended_keep": 10}, "recommended_keep"),
         ({"recommended_keep": "much"}, "recommended_keep"),
         ({"licence": "mit"}, "licence"),

@@ -14,6 +14,18 @@ from divprune.runtime.manifest import (
     ModelInfo,
     SelectorInfo,
     TensorSpec,
+    TowerInfo,
+)
+
+EXAMPLE_TOWER = TowerInfo(
+    hidden_size=8,
+    intermediate_size=16,
+    num_layers=2,
+    num_heads=2,
+    num_positions=10,
+    patch_size=2,
+    num_channels=3,
+    feature_size=8,
 )
 
 
@@ -22,7 +34,9 @@ def example_manifest() -> Manifest:
     pixels = TensorSpec("pixel_values", "float32", (1, 3, 8, 8))
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        model=ModelInfo("some/model", None, "llava", "clip", "llama", 6, 32, 31, 128, 2, 16),
+        model=ModelInfo(
+            "some/model", None, "llava", "clip", "llama", 6, 32, 31, 128, 2, 16, EXAMPLE_TOWER
+        ),
         selector=SelectorInfo("divprune", 1, 0.4, 10, 4, "contiguous", True, False, False, {}),
         target="onnxruntime",
         dialect="ort",

@@ -21,6 +21,7 @@ from divprune.runtime.manifest import (
     SelectorInfo,
     TensorSpec,
 )
+from tests.runtime.example_manifest import EXAMPLE_TOWER
 
 CONTENT = {
     "vision/model.onnx": b"vision",
@@ -36,7 +37,9 @@ def make_manifest(files: dict[str, FileRecord]) -> Manifest:
     tensors = (TensorSpec("x", "float32", (1,)),)
     return Manifest(
         schema_version=1,
-        model=ModelInfo("some/model", "abc123", "llava", "clip", "llama", 64, 100, 99, 128, 4, 96),
+        model=ModelInfo(
+            "some/model", "abc123", "llava", "clip", "llama", 64, 100, 99, 128, 4, 96, EXAMPLE_TOWER
+        ),
         selector=SelectorInfo(
             "divprune", 1, 0.1, 16, 2, "contiguous", True, False, False, parameters={}
         ),

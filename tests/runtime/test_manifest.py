@@ -17,6 +17,7 @@ from divprune.runtime.manifest import (
     QuantInfo,
     SelectorInfo,
     TensorSpec,
+    TowerInfo,
 )
 
 RECORD = FileRecord(sha256="0123456789abcdef" * 4, size=3)
@@ -39,6 +40,7 @@ def make_manifest() -> Manifest:
             max_position_embeddings=4096,
             num_heads=32,
             intermediate_size=11008,
+            tower=TowerInfo(1024, 4096, 23, 16, 577, 14, 3, 1024),
         ),
         selector=SelectorInfo(
             name="divprune",
@@ -149,6 +151,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 max_position_embeddings=counts,
                 num_heads=counts,
                 intermediate_size=counts,
+                tower=st.builds(TowerInfo, *[counts] * 8),
             ),
             selector=st.builds(
                 SelectorInfo,

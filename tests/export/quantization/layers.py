@@ -12,7 +12,7 @@ import onnxruntime
 from divprune.export.graph_writer import GraphWriter
 from divprune.export.quantization.matrix import Int4Numbers, QuantizedMatrix
 from divprune.export.quantization.packing import pack_nibbles
-from divprune.export.quantization.scheme import QuantScheme
+from divprune.runtime.quant_scheme import QuantScheme
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "fp32": ir.DataType.FLOAT}
 

@@ -11,7 +11,7 @@ from divprune.export.quantization.dynamic_int8 import dynamic_int8_matmul
 from divprune.export.quantization.matmul_nbits import matmul_nbits
 from divprune.export.quantization.matrix import QuantizedMatrix
 from divprune.export.quantization.quantize import quantize
-from divprune.export.quantization.scheme import INT8
+from divprune.runtime.quant_scheme import INT8
 from tests.export.quantization.layers import DTYPES, random_matrix, relative_error, run_layer
 
 ROUNDING = {"fp32": 1e-6, "fp16": 1e-3}

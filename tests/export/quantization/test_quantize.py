@@ -10,7 +10,7 @@ from divprune.export.quantization import quantize as quantize_module
 from divprune.export.quantization.matrix import Int4Numbers, Int8Numbers
 from divprune.export.quantization.packing import pack_nibbles, unpack_nibbles
 from divprune.export.quantization.quantize import quantize
-from divprune.export.quantization.scheme import INT8, QuantScheme
+from divprune.runtime.quant_scheme import INT8, QuantScheme
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 8), (2, 3, 4)])

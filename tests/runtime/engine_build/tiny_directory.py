@@ -20,7 +20,7 @@ from divprune.runtime.manifest import (
     SelectorInfo,
     TensorSpec,
 )
-from tests.runtime.example_manifest import with_changes
+from tests.runtime.example_manifest import EXAMPLE_TOWER, with_changes
 
 N, K, HIDDEN, VOCAB, SLOTS = 6, 2, 8, 16, 32
 VISION = GraphSpec(
@@ -92,7 +92,20 @@ def _manifest() -> Manifest:
     graphs = {"vision": VISION, "selection": SELECTION, "llm": LLM}
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        model=ModelInfo("some/model", None, "llava", "clip", "llama", HIDDEN, VOCAB, 15, 64, 1, 16),
+        model=ModelInfo(
+            "some/model",
+            None,
+            "llava",
+            "clip",
+            "llama",
+            HIDDEN,
+            VOCAB,
+            15,
+            64,
+            1,
+            16,
+            EXAMPLE_TOWER,
+        ),
         selector=SelectorInfo("divprune", 1, 1 / 3, N, K, "contiguous", True, False, False, {}),
         target="tensorrt-rtx",
         dialect="onnx",

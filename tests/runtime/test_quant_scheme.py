@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from divprune.export.quantization.scheme import QuantScheme, check_divisible, parse_scheme
 from divprune.runtime.errors import CheckpointError, OptionError
+from divprune.runtime.quant_scheme import QuantScheme, check_divisible, parse_scheme
 
 
 @pytest.mark.parametrize(
