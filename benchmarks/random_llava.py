@@ -52,6 +52,25 @@ SHAPES: dict[str, dict[str, Any]] = {
         | {"num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 2048},
         "image_token_index": 32000,
     },
+    "0.5b": {  # that of LLaVA-Interleave 0.5B, its smaller vocabulary aside
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": {"model_type": "qwen2", "hidden_size": 1024, "intermediate_size": 2816}
+        | {"num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16}
+        | {"max_position_embeddings": 4096, "vocab_size": 32064, "rms_norm_eps": 1e-6}
+        | {"bos_token_id": 1, "eos_token_id": 2},
+        "image_token_index": 32000,
+    },
     "1.1b": {
         "vision_config": _CLIP_336,
         "text_config": _LLAMA

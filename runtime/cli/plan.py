@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", help="fp16 (default) or fp32")
     add("--quant", help="weights of the language model: int4, int4-g128, int8, ...")
     add("--vision-quant", help="weights of the vision tower: int8")
+    add("--prefill-quant", help="a second LLM graph for the prompt: int8")
     add("--max-seq-len", type=int, metavar="N", help="cache slots (default: those of the export)")
     add("--residency", default="concurrent", help="concurrent (default), or sequential: the"
         " vision tower leaves before the language model comes")  # fmt: skip
@@ -87,6 +88,7 @@ def _settings(
         dtype=choose("dtype", "fp16"),
         quant=choose("quant", None),
         vision_quant=choose("vision_quant", None),
+        prefill_quant=choose("prefill_quant", None),
         residency=arguments.residency,
     )
 
@@ -100,6 +102,7 @@ def _exported(manifest: Manifest | None) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "quant": None if manifest.quant is None else manifest.quant.scheme,
         "vision_quant": manifest.vision_quant,
+        "prefill_quant": manifest.prefill_quant,
     }
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from divprune.runtime.plan.estimate import Estimate
-from divprune.runtime.plan.weights import Weight, llm_weights, vision_weights
+from divprune.runtime.plan.weights import Weight, llm_weights, prefill_weights, vision_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,8 @@ _HOLES_CONVERTED, _HOLES_PACKED = 0.20, 0.05
 
 def estimate_onnxruntime(model: ModelDimensions, settings: PlanSettings) -> Estimate:
     """Everything is the host's: weights, cache and activations."""
-    vision, llm = vision_weights(model, settings), llm_weights(model, settings)
+    vision = vision_weights(model, settings)
+    llm = llm_weights(model, settings) + prefill_weights(model, settings)
     vision_held, llm_held = _held(vision), _held(llm)
     activations = _vision_activations(model, settings)
     scratch = _prefill_scratch(model, settings)
@@ -110,7 +111,8 @@ def _prefill_scratch(model: ModelDimensions, settings: PlanSettings) -> int:
     wide, narrow = rows * text.intermediate_size, rows * text.hidden_size
     attention = text.num_heads * rows**2
     both = 1.5 if settings.dtype == "fp16" else 1.0
-    wide *= 7 if scheme is not None and scheme.bits == 8 else 3
+    is_int8 = settings.prefill_quant or (scheme is not None and scheme.bits == 8)
+    wide *= 7 if is_int8 else 3
     return _FIRST_RUN + round(4 * both * (wide + 2 * narrow + 2.3 * attention))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from divprune.runtime.keep import describe_keep, kept_count
 from divprune.runtime.plan.estimate import Estimate, estimate
 from divprune.runtime.plan.fit import Change, cheapest_fit, spare_bytes, swap_to_build
+from divprune.runtime.plan.weights import table_bytes
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
@@ -20,7 +21,7 @@ _MIB, _GIB = 1 << 20, 1 << 30
 _ROWS = (
     ("vision weights", "vision_weights"),
     ("language model weights", "llm_weights"),
-    ("embedding table (stays on disk)", "embedding_table"),
+    ("embedding table ({table} on disk)", "embedding_table"),
     ("KV cache, filled", "kv_cache"),
     ("vision activations", "activations"),
     ("prefill scratch", "prefill_scratch"),
@@ -90,6 +91,8 @@ def render_plan(plan: MemoryPlan) -> str:
     kept = kept_count(settings.keep, model.num_image_tokens)
     quant = settings.quant or (model.packed and f"{model.packed} (the checkpoint's)")
     precision = f"language model {quant or settings.dtype}"
+    if settings.prefill_quant:
+        precision += f", prefill {settings.prefill_quant}"
     precision += f", vision tower {settings.vision_quant or settings.dtype}"
     lines = [
         f"{model.name} on {plan.device.title if plan.device else 'no device in particular'}",
@@ -107,8 +110,11 @@ def render_plan(plan: MemoryPlan) -> str:
 def _table(plan: MemoryPlan) -> list[str]:
     columns = (("keep 1.0", plan.baseline), (f"keep {plan.settings.keep:g}", plan.pruned))
     rows = [("MiB", *(title for title, _ in columns))]
+    table = _gib(table_bytes(plan.model, plan.settings))
     for label, field in _ROWS:
-        rows.append((label, *(_mib(getattr(needs, field)) for _, needs in columns)))
+        rows.append(
+            (label.format(table=table), *(_mib(getattr(needs, field)) for _, needs in columns))
+        )
     on_host = plan.settings.on_onnxruntime
     if not on_host:
         rows.append(("host memory", *(_mib(needs.host_peak) for _, needs in columns)))

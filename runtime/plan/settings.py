@@ -32,6 +32,7 @@ class PlanSettings:
         dtype: ``fp16`` or ``fp32``.
         quant: Spelling of ``--quant``; None for none.
         vision_quant: ``int8`` or None.
+        prefill_quant: ``int8`` for a second LLM graph that takes the prompt, or None.
         residency: ``concurrent`` holds tower and language model at once; ``sequential`` lets
             the tower go before the language model is loaded.
         text_tokens: Tokens of a prompt beside the picture.
@@ -44,6 +45,7 @@ class PlanSettings:
     dtype: str = "fp16"
     quant: str | None = None
     vision_quant: str | None = None
+    prefill_quant: str | None = None
     residency: str = "concurrent"
     text_tokens: int = TEXT_TOKENS
     filled_slots: int | None = None
@@ -54,6 +56,7 @@ class PlanSettings:
             ("target", self.target, TARGETS),
             ("dtype", self.dtype, _DTYPES),
             ("vision-quant", self.vision_quant or "int8", ("int8",)),
+            ("prefill-quant", self.prefill_quant or "int8", ("int8",)),
             ("residency", self.residency, RESIDENCIES),
         ):
             if value not in known:
@@ -62,7 +65,9 @@ class PlanSettings:
                 )
         scheme = self.scheme()
         self._check_target("quant", self.quant, is_int8=scheme is not None and scheme.bits == 8)
-        self._check_target("vision-quant", self.vision_quant, is_int8=self.vision_quant is not None)
+        for flag in ("vision-quant", "prefill-quant"):
+            value = getattr(self, flag.replace("-", "_"))
+            self._check_target(flag, value, is_int8=value is not None)
 
     @property
     def on_onnxruntime(self) -> bool:

@@ -1,7 +1,8 @@
 """What TensorRT will hold. Not compared with a GPU yet; the builder's part is measured.
 
-Engines hold their weights as they are stored. One activation memory serves both engines, so the
-larger need counts. The cache is allocated whole.
+Engines hold their weights as they are stored, but those of TensorRT-RTX hold an fp16 decoder's
+blocks twice: once as the decode profile wants them, once as the prefill profiles do. One
+activation memory serves both engines, so the larger need counts. The cache is allocated whole.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SMALLEST_WORKSPACE, _LARGEST_WORKSPACE = 128 * _MIB, 4 * _GIB
 def estimate_tensorrt(model: ModelDimensions, settings: PlanSettings) -> Estimate:
     """Weights, cache and activations are the GPU's; the embedding table stays in its file."""
     vision = stored_bytes(vision_weights(model, settings))
-    llm = stored_bytes(llm_weights(model, settings))
+    llm = _llm_engine(model, settings)
     activations = _vision_activations(model, settings)
     scratch = _prefill_scratch(model, settings)
     cache = settings.max_seq_len * model.text.kv_numbers() * settings.number_bytes
@@ -70,6 +71,15 @@ def workspace_bytes(available: int, engine_bytes: int, *, shared: bool) -> int:
     needed = build_peak(engine_bytes) if shared else _CONTEXT + engine_bytes
     spare = (available - needed) // 4
     return max(_SMALLEST_WORKSPACE, min(_LARGEST_WORKSPACE, spare // _MIB * _MIB))
+
+
+def _llm_engine(model: ModelDimensions, settings: PlanSettings) -> int:
+    weights = llm_weights(model, settings)
+    once = stored_bytes(weights)
+    if settings.target != "tensorrt-rtx":
+        return once
+    again = (w for w in weights if w.scheme is None and w.matrix.name != "lm_head")
+    return once + stored_bytes(again)
 
 
 def _vision_activations(model: ModelDimensions, settings: PlanSettings) -> int:

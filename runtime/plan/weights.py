@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from divprune.runtime.quant_scheme import INT8
 
 if TYPE_CHECKING:
     from divprune.runtime.plan.dimensions import Matrix, ModelDimensions
     from divprune.runtime.plan.settings import PlanSettings
     from divprune.runtime.quant_scheme import QuantScheme
 
-__all__ = ["Weight", "llm_weights", "stored_bytes", "table_bytes", "vision_weights"]
+__all__ = [
+    "Weight",
+    "llm_weights",
+    "prefill_weights",
+    "stored_bytes",
+    "table_bytes",
+    "vision_weights",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +68,15 @@ def llm_weights(model: ModelDimensions, settings: PlanSettings) -> tuple[Weight,
     )
 
 
+def prefill_weights(model: ModelDimensions, settings: PlanSettings) -> tuple[Weight, ...]:
+    """The decoder once more, in int8, where the prompt has a graph of its own."""
+    if settings.prefill_quant is None:
+        return ()
+    return tuple(Weight(m, settings.number_bytes, INT8) for m in model.text.matrices())
+
+
 def vision_weights(model: ModelDimensions, settings: PlanSettings) -> tuple[Weight, ...]:
     """The tower's linear layers, then what is never quantised."""
-    from divprune.runtime.quant_scheme import INT8
-
     scheme = INT8 if settings.vision_quant else None
     linear = (Weight(m, settings.number_bytes, scheme) for m in model.tower_matrices())
     others = (Weight(m, settings.number_bytes) for m in model.other_vision_matrices())
@@ -77,13 +91,6 @@ def table_bytes(model: ModelDimensions, settings: PlanSettings) -> int:
 def stored_bytes(weights: Iterable[Weight]) -> int:
     """All of them in a file."""
     return sum(weight.stored * weight.matrix.count for weight in weights)
-
-
-def each(weights: Iterable[Weight]) -> Iterator[Weight]:
-    """Every single matrix."""
-    for weight in weights:
-        for _ in range(weight.matrix.count):
-            yield weight
 
 
 def _packed_or(scheme: QuantScheme | None, model: ModelDimensions, name: str) -> QuantScheme | None:

@@ -19,7 +19,7 @@ from tests.runtime.fake_tensorrt import FakeTensorRT, Script
 
 __all__ = ["QUESTION", "Machine", "answer", "picture"]
 
-ORIN = CudaDevice("Orin", "8.7", 8 << 30, "12.6")
+ORIN = CudaDevice("Orin", "8.7", 8 << 30, "12.6", integrated=True)
 QUESTION = "What is in the picture?"
 
 

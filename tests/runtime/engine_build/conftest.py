@@ -10,7 +10,7 @@ from divprune.runtime.cuda_device import CudaDevice
 from divprune.runtime.engine_build import build_plan
 from tests.runtime.fake_tensorrt import FakeTensorRT, Script
 
-ORIN = CudaDevice("Orin", "8.7", 8 << 30, "12.6")
+ORIN = CudaDevice("Orin", "8.7", 8 << 30, "12.6", integrated=True)
 
 
 @pytest.fixture
