@@ -22,6 +22,7 @@ from divprune.export.progress import Progress
 from divprune.export.selection import Selector
 from divprune.export.selection_graph import write_selection
 from divprune.export.vision import trace_features, trace_vision
+from divprune.export.vision_attention import fuse_attention
 from divprune.runtime.manifest import GraphSpec
 
 __all__ = ["write_vision_graphs"]
@@ -129,5 +130,7 @@ def _save(
     path = f"vision/{stem}.onnx"
     if plan.lane.limits is not None:
         check_graph(model, plan.lane.limits)
+    if plan.lane.dialect == "ort":
+        fuse_attention(model.graph)
     save_graph(model, directory / path, description, progress)
     return describe_graph(model, path)

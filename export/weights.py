@@ -54,18 +54,19 @@ class WeightSource:
         self._scheme, self._method = scheme, method
         self._used: set[str] = set()
         self._latest: tuple[str, Int4Numbers | Int8Numbers] | None = None
-        self._requantizes = False
+        self._block_scheme: QuantScheme | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
 
     def in_int8(self) -> WeightSource:
-        """The same tensors with every linear layer of the decoder in 8 bits.
+        """The same tensors with the linear layers of the decoder's blocks in 8 bits.
 
-        Those of a quantised checkpoint are rounded again, from what their numbers stand for.
+        Those of a quantised checkpoint are rounded again, from what their numbers stand for. The
+        output layer stays as it is: for one row 4 bits are as fast and half the size.
         """
         other = copy.copy(self)  # what it uses counts as used here
-        other._scheme, other._latest, other._requantizes = INT8, None, True
+        other._block_scheme, other._latest = INT8, None
         return other
 
     def size(self, name: str) -> int:
@@ -123,7 +124,11 @@ class WeightSource:
             return False
         if self._checkpoint.packed(name) is not None:
             return True
-        return self._scheme is not None and len(self._shapes[name]) == 2
+        scheme = self._scheme or self._scheme_in_block(name)
+        return scheme is not None and len(self._shapes[name]) == 2
+
+    def _scheme_in_block(self, name: str) -> QuantScheme | None:
+        return self._block_scheme if name.startswith("language_model.layers.") else None
 
     def quantized(self, name: str) -> list[QuantizedMatrix]:
         """The numbers of such a weight: one matrix, or several of fewer outputs each.
@@ -147,8 +152,10 @@ class WeightSource:
         return torch.from_numpy(self._matrix_of_numbers(name).read().dequantize())
 
     def _matrix_of_numbers(self, name: str) -> QuantizedMatrix:
+        if (scheme := self._scheme_in_block(name)) is not None:
+            return self._quantize_as(name, scheme)
         layer = self._checkpoint.packed(name)
-        if layer is not None and not self._requantizes:
+        if layer is not None:
             return QuantizedMatrix(
                 name, layer.shape, layer.scheme, lambda: self._packed(layer, name), layer.max_zero
             )
