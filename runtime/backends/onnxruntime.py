@@ -71,8 +71,8 @@ def load(
     library = require_onnxruntime(directory.manifest, device)
     session = partial(open_session, library, directory, device=device, threads=threads)
     residents = Residents(
-        partial(session, "vision", stop_spinning=True),
-        partial(session, "full", stop_spinning=True),
+        partial(session, "vision", runs_once=True),
+        partial(session, "full", runs_once=True),
         partial(_open_decoder, library, directory.manifest, device, session),
         together=residency == "concurrent",
     )
@@ -89,8 +89,8 @@ def _open_decoder(
 ) -> Decoder:
     # The larger ones first: what loading needs on top of the weights is gone when others come.
     has_prefill = "llm_prefill" in manifest.graphs
-    prefill_session = session("llm_prefill", stop_spinning=True) if has_prefill else None
-    sessions = [session(name, stop_spinning=False) for name in manifest.llm_graphs]
+    prefill_session = session("llm_prefill", runs_once=True) if has_prefill else None
+    sessions = [session(name, runs_once=False) for name in manifest.llm_graphs]
     specs = [manifest.decoder_graph(name) for name in manifest.llm_graphs]
     parts = [
         DecoderSession(library, opened, spec, KVCache(library, spec, device))
@@ -100,7 +100,7 @@ def _open_decoder(
     if prefill_session is not None:
         prefill = DecoderSession(library, prefill_session, specs[0], parts[0].cache)
     has_selection = "llm_selection" in manifest.graphs
-    selection = session("llm_selection", stop_spinning=True) if has_selection else None
+    selection = session("llm_selection", runs_once=True) if has_selection else None
     return Decoder(parts, prefill, selection)
 
 
@@ -108,7 +108,7 @@ def load_selection(directory: EngineDirectory, *, device: str, threads: int | No
     """Open the selection graph; the errors are those of ``load``."""
     library = require_onnxruntime(directory.manifest, device)
     session = open_session(
-        library, directory, "selection", device=device, threads=threads, stop_spinning=True
+        library, directory, "selection", device=device, threads=threads, runs_once=True
     )
     others = _made_up_inputs(directory.manifest)
     outputs = [output.name for output in directory.manifest.graphs["selection"].outputs]
