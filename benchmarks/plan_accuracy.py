@@ -37,6 +37,7 @@ CONFIGURATIONS = (
     ("1.1b", ()),
     ("1.1b", ("--quant", "int4")),
     ("1.1b", ("--quant", "int4-g128-asym", "--vision-quant", "int8")),
+    ("1.1b", ("--quant", "int4", "--prefill-quant", "int8", "--vision-quant", "int8")),
 )
 
 

@@ -7,7 +7,7 @@ buffer of its own, after which the mapping of that weight is let go.
 |---|---|
 | fp32 | 4 bytes a number |
 | fp16 | 4 bytes a number: the kernels of the CPU compute in fp32, and the cast is folded |
-| int4 | half a byte a number, 12 bytes a group (two copies of its scale and a sum, fp32), and the scales' pages of the file |
+| int4 | half a byte a number, 12 bytes a group (two copies of its scale and a sum, fp32) |
 | int8 | 1 byte a number, 8 bytes an output (scale and sum) |
 
 Buffers up to 32 MiB come from glibc's heap, where what is freed between them stays resident.
@@ -31,6 +31,7 @@ __all__ = ["estimate_onnxruntime"]
 _MIB = 1 << 20
 _PROCESS = 80 * _MIB  # Python, numpy, tokenizers, ONNX Runtime, one picture: measured
 _FIRST_RUN = 10 * _MIB  # what a session allocates once when it first runs: measured
+_ROWS_AT_ONCE = 128  # of a prompt: runtime/backends/onnxruntime.py
 _HEAP_BUFFER = 32 * _MIB  # M_MMAP_THRESHOLD_MAX of glibc on 64 bits: larger ones are mapped
 # Of the bytes in heap buffers, what is lost to holes beside them: measured.
 _HOLES_CONVERTED, _HOLES_PACKED = 0.20, 0.05
@@ -72,14 +73,12 @@ def _held(weights: Iterable[Weight]) -> int:
 def _held_once(weight: Weight) -> float:
     """Bytes that one matrix takes, with its share of the heap's holes."""
     packed = _packed_bytes(weight)
-    mapped = 0
     holes = 0.0
     if weight.scheme is not None:
         holes = _HOLES_PACKED
-        mapped = weight.stored - weight.codes if weight.scheme.bits == 4 else 0
     elif weight.number_bytes == 2:
         holes = _HOLES_CONVERTED
-    return packed * (1 + holes * (packed <= _HEAP_BUFFER)) + mapped
+    return packed * (1 + holes * (packed <= _HEAP_BUFFER))
 
 
 def _packed_bytes(weight: Weight) -> int:
@@ -95,21 +94,21 @@ def _largest(weights: Iterable[Weight]) -> int:
 
 
 def _vision_activations(model: ModelDimensions, settings: PlanSettings) -> int:
-    """Three attention matrices of all heads and three rows as wide as the FFN, in fp32.
+    """Three rows as wide as the FFN, in fp32; the attention never has a matrix of its own.
 
     Dynamic int8 has the integer products and the rows it quantised beside them.
     """
     tower = model.tower
-    attention = tower.num_heads * tower.num_positions**2
     rows = tower.num_positions * tower.intermediate_size
-    return 4 * (3 * attention + (6 if settings.vision_quant else 3) * rows)
+    return 4 * (6 if settings.vision_quant else 3) * rows
 
 
 def _prefill_scratch(model: ModelDimensions, settings: PlanSettings) -> int:
     """Buffers of one block, used again by the next; fp16 graphs hold both precisions."""
-    text, rows, scheme = model.text, settings.rows(model), settings.scheme()
+    text, prompt, scheme = model.text, settings.rows(model), settings.scheme()
+    rows = min(prompt, _ROWS_AT_ONCE)
     wide, narrow = rows * text.intermediate_size, rows * text.hidden_size
-    attention = text.num_heads * rows**2
+    attention = text.num_heads * rows * prompt
     both = 1.5 if settings.dtype == "fp16" else 1.0
     is_int8 = settings.prefill_quant or (scheme is not None and scheme.bits == 8)
     wide *= 7 if is_int8 else 3

@@ -69,10 +69,11 @@ def llm_weights(model: ModelDimensions, settings: PlanSettings) -> tuple[Weight,
 
 
 def prefill_weights(model: ModelDimensions, settings: PlanSettings) -> tuple[Weight, ...]:
-    """The decoder once more, in int8, where the prompt has a graph of its own."""
+    """The decoder once more where the prompt has a graph of its own: blocks in int8."""
     if settings.prefill_quant is None:
         return ()
-    return tuple(Weight(m, settings.number_bytes, INT8) for m in model.text.matrices())
+    *blocks, head = llm_weights(model, settings)
+    return (*(Weight(w.matrix, settings.number_bytes, INT8) for w in blocks), head)
 
 
 def vision_weights(model: ModelDimensions, settings: PlanSettings) -> tuple[Weight, ...]:
