@@ -11,7 +11,7 @@ buffer of its own, after which the mapping of that weight is let go.
 | int8 | 1 byte a number, 8 bytes an output (scale and sum) |
 
 Buffers up to 32 MiB come from glibc's heap, where what is freed between them stays resident.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -37,3 +37,40 @@ def test_without_proc_the_unit_is_bytes_too(monkeypatch, tmp_path):
     # ru_maxrss outlives exec: it may be the peak of a large process that started this one.
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert from_proc / 4 < memory.peak_rss() < physical
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's MADV_PAGEOUT")
+def test_pages_of_mapped_files_go_and_come_back(tmp_path):
+    """In a folder of its own: files elsewhere keep their pages."""
+    program = """
+import mmap, os, re, sys
+from pathlib import Path
+from divprune.runtime.memory import page_out
+
+def resident(path):
+    for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        if part.partition("\\n")[0].endswith(str(path)):
+            return int(re.search(r"Rss:\\s+(\\d+)", part)[1])
+
+folder, elsewhere = Path(sys.argv[1]) / "in", Path(sys.argv[1]) / "out"
+maps = []
+for place in (folder, elsewhere):
+    place.mkdir()
+    with (place / "weights").open("wb") as file:
+        file.write(b"w" * 2**22)
+        file.flush()
+        os.fsync(file.fileno())  # only pages that are on the disk can go
+    with (place / "weights").open("rb") as file:
+        maps.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    assert maps[-1][:].count(b"w") == 2**22
+before = resident(folder / "weights")
+page_out(folder)
+print(before, resident(folder / "weights"), resident(elsewhere / "weights"))
+assert maps[0][:].count(b"w") == 2**22
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    )
+    before, after, elsewhere = map(int, done.stdout.split())
+    assert before == elsewhere == 4096
+    assert after < before / 2
