@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import shlex
 import statistics
 import subprocess
@@ -81,10 +82,24 @@ def main() -> int:
     }
     for worker in workers:
         worker.close()
+    text = f"{table(samples)}\n\n{ratio_table(samples)}\n"
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(samples))
+        args.output.with_suffix(".md").write_text(heading(report) + text, encoding="utf-8")
+    print(text)
     return 0
+
+
+def heading(report: dict[str, Any]) -> str:
+    """What was measured, on what."""
+    machine, workers = report["machine"], report["workers"].values()
+    runtimes = ", ".join(f"{w['runtime']} {w['version']} ({w['weights']})" for w in workers)
+    return (
+        "# Beside other runtimes\n\n"
+        "Written by `python benchmarks/peers/compare.py`, set up as `benchmarks/peers/README.md` says:"
+        f" one request\nin turns, {report['new_tokens']} new tokens, on {machine['cpu']}, "
+        f"{machine['cores']} cores, {report['date']}.\n{runtimes}. Seconds, medians.\n\n"
+    )
 
 
 def measure(workers: list[Worker], rounds: int, new_tokens: int) -> list[dict[str, Any]]:
@@ -124,6 +139,43 @@ def table(samples: list[dict[str, Any]]) -> str:
             if any(cells[:-1]):
                 lines.append(f"| {name} | {tokens} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def ratio_table(samples: list[dict[str, Any]]) -> str:
+    """The first worker over each other one, round by round: median and its 95 % interval.
+
+    Its TTFT with 58 visual tokens is also put beside what the others need for all 576.
+    """
+    first, *others = dict.fromkeys(sample["worker"] for sample in samples)
+    pairs = [(58, 58), (576, 576), (58, 576)]
+    lines = [f"| {first} over | visual tokens | prefill | ttft | decode_tokens_per_s | peak_rss |"]
+    lines.append("| --- | --- |" + " --: |" * 4)
+    for other in others:
+        for ours, theirs in pairs:
+            columns = ("prefill", "ttft", "decode_tokens_per_s", "peak_rss")
+            if ours != theirs:
+                columns = ("", "ttft", "", "")
+            cells = [_ratio(samples, (first, ours), (other, theirs), name) for name in columns]
+            if any(cells[:-1]):
+                lines.append(f"| {other} | {ours} over {theirs} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(
+    samples: list[dict[str, Any]], ours: tuple[str, int], theirs: tuple[str, int], column: str
+) -> str:
+    """Median of the rounds' ratios; in brackets the middle 95 % of medians drawn again."""
+    values = [
+        {s["round"]: s[column] for s in samples if (s["worker"], s["image_tokens"]) == key and column in s}
+        for key in (ours, theirs)
+    ]
+    ratios = [values[0][n] / values[1][n] for n in values[0] if n in values[1]]
+    if not ratios:
+        return ""
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(4000))
+    low, high = medians[100], medians[-101]
+    return f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
 
 
 def _cell(column: str, values: list[float]) -> str:
