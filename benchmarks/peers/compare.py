@@ -96,8 +96,8 @@ def heading(report: dict[str, Any]) -> str:
     runtimes = ", ".join(f"{w['runtime']} {w['version']} ({w['weights']})" for w in workers)
     return (
         "# Beside other runtimes\n\n"
-        "Written by `python benchmarks/peers/compare.py`, set up as `benchmarks/peers/README.md` says:"
-        f" one request\nin turns, {report['new_tokens']} new tokens, on {machine['cpu']}, "
+        "Written by `benchmarks/peers/compare.py` (its README says how): one request\n"
+        f"in turns, {report['new_tokens']} new tokens, on {machine['cpu']}, "
         f"{machine['cores']} cores, {report['date']}.\n{runtimes}. Seconds, medians.\n\n"
     )
 
@@ -165,10 +165,10 @@ def _ratio(
     samples: list[dict[str, Any]], ours: tuple[str, int], theirs: tuple[str, int], column: str
 ) -> str:
     """Median of the rounds' ratios; in brackets the middle 95 % of medians drawn again."""
-    values = [
-        {s["round"]: s[column] for s in samples if (s["worker"], s["image_tokens"]) == key and column in s}
-        for key in (ours, theirs)
-    ]
+    values = []
+    for key in (ours, theirs):
+        found = [s for s in samples if (s["worker"], s["image_tokens"]) == key and column in s]
+        values.append({sample["round"]: sample[column] for sample in found})
     ratios = [values[0][n] / values[1][n] for n in values[0] if n in values[1]]
     if not ratios:
         return ""
