@@ -100,6 +100,8 @@ def open_session(write, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # The threads of one form must not wait actively while another one computes.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -82,7 +82,8 @@ def main() -> int:
     }
     for worker in workers:
         worker.close()
-    text = f"{table(samples)}\n\n{ratio_table(samples)}\n"
+    names = [worker.name for worker in workers]
+    text = f"{table(samples, names)}\n\n{ratio_table(samples, names)}\n"
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         args.output.with_suffix(".md").write_text(heading(report) + text, encoding="utf-8")
@@ -126,9 +127,8 @@ def machine() -> dict[str, str]:
     return {"cpu": model[0], "cores": str(len(model)), "system": platform.platform()}
 
 
-def table(samples: list[dict[str, Any]]) -> str:
+def table(samples: list[dict[str, Any]], names: list[str]) -> str:
     """Medians by worker and visual tokens, as Markdown."""
-    names = list(dict.fromkeys(sample["worker"] for sample in samples))
     columns = ("vision", "prefill", "ttft", "decode_tokens_per_s", "peak_rss")
     lines = ["| runtime | visual tokens | " + " | ".join(columns) + " |"]
     lines.append("| --- | --: |" + " --: |" * len(columns))
@@ -141,12 +141,12 @@ def table(samples: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def ratio_table(samples: list[dict[str, Any]]) -> str:
+def ratio_table(samples: list[dict[str, Any]], names: list[str]) -> str:
     """The first worker over each other one, round by round: median and its 95 % interval.
 
     Its TTFT with 58 visual tokens is also put beside what the others need for all 576.
     """
-    first, *others = dict.fromkeys(sample["worker"] for sample in samples)
+    first, *others = names
     pairs = [(58, 58), (576, 576), (58, 576)]
     lines = [f"| {first} over | visual tokens | prefill | ttft | decode_tokens_per_s | peak_rss |"]
     lines.append("| --- | --- |" + " --: |" * 4)

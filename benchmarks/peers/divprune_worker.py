@@ -42,8 +42,11 @@ def main() -> None:
             "prompt_tokens": result.prompt_tokens,
         }
 
-    weights = pipeline.manifest.quant or pipeline.manifest.dtype
-    facts = {"runtime": "divprune-edge", "version": __version__, "weights": str(weights)}
+    manifest = pipeline.manifest
+    weights = manifest.quant.scheme if manifest.quant else manifest.dtype
+    weights += f", prefill {manifest.prefill_quant}" if manifest.prefill_quant else ""
+    weights += f", vision {manifest.vision_quant or manifest.dtype}"
+    facts = {"runtime": "divprune-edge", "version": __version__, "weights": weights}
     serve(facts | {"backend": pipeline.backend.name}, answer)
 
 
