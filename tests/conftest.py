@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -33,8 +34,19 @@ def _limit_threads() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _heed_signals() -> None:
+    """Undo what a shell does to a command in the background: some tests send these signals."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGHUP", "SIGQUIT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 # Before any library is imported: they read these once. No test may reach a model hub.
 _limit_threads()
+_heed_signals()
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A shared two-core machine stalls now and then: time says nothing about correctness here.
