@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 
@@ -10,7 +11,11 @@ from protocol import TEXT_TOKENS, now, serve, summarise_steps
 
 
 def main() -> None:
-    model = og.Model(sys.argv[1])
+    config = og.Config(sys.argv[1])
+    # Its default is one thread a physical core, which a virtual machine may have fewer of.
+    options = {"intra_op_num_threads": int(sys.argv[2])}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    model = og.Model(config)
     numbers = random.Random(0)
 
     def answer(image_tokens: int, new_tokens: int) -> dict[str, float]:
