@@ -81,14 +81,7 @@ def open_session(
         EngineDirectoryError: if the graph has other inputs or outputs than the manifest says.
     """
     spec = directory.manifest.graphs[graph]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Prepacking and the arena stay on, as docs/memory.md measures: weights left in the mapping
-    # make int4 decoding more than ten times slower.
-    if runs_once:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = _session_options(onnxruntime, threads, runs_once=runs_once)
     try:
         session = onnxruntime.InferenceSession(
             str(directory.file(spec.path)), options, providers=_providers(device)
@@ -101,6 +94,29 @@ def open_session(
             found=error,
             fix=f"pip install --upgrade {_PACKAGES[device]}",
         ) from error
+    _check_started_on(device, session)
+    _check_tensors(spec.path, "inputs", spec.inputs, session.get_inputs())
+    _check_tensors(spec.path, "outputs", spec.outputs, session.get_outputs())
+    page_out(directory.file(spec.path).parent)
+    return _ShrinkingSession(onnxruntime, session) if runs_once and device == "cpu" else session
+
+
+def _session_options(onnxruntime: ModuleType, threads: int | None, *, runs_once: bool) -> Any:
+    """Prepacking and the arena stay on, as docs/memory.md measures.
+
+    Weights left in the mapping make int4 decoding more than ten times slower.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if runs_once:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _check_started_on(device: str, session: Any) -> None:
+    """Refuse a session that fell back to the CPU."""
     if _PROVIDERS[device] not in session.get_providers():
         raise BackendError(
             f"ONNX Runtime could not start on {device} and would have used the CPU instead",
@@ -109,10 +125,6 @@ def open_session(
             fix="install the CUDA and cuDNN versions that this onnxruntime-gpu was built for,"
             " or ask for --device cpu",
         )
-    _check_tensors(spec.path, "inputs", spec.inputs, session.get_inputs())
-    _check_tensors(spec.path, "outputs", spec.outputs, session.get_outputs())
-    page_out(directory.file(spec.path).parent)
-    return _ShrinkingSession(onnxruntime, session) if runs_once and device == "cpu" else session
 
 
 class _ShrinkingSession:

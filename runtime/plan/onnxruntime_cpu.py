@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from divprune.runtime.backends.onnxruntime import ROWS_ON_CPU
 from divprune.runtime.plan.estimate import Estimate
 from divprune.runtime.plan.weights import Weight, llm_weights, prefill_weights, vision_weights
 
@@ -31,7 +32,6 @@ __all__ = ["estimate_onnxruntime"]
 _MIB = 1 << 20
 _PROCESS = 80 * _MIB  # Python, numpy, tokenizers, ONNX Runtime, one picture: measured
 _FIRST_RUN = 10 * _MIB  # what a session allocates once when it first runs: measured
-_ROWS_AT_ONCE = 128  # of a prompt: runtime/backends/onnxruntime.py
 _HEAP_BUFFER = 32 * _MIB  # M_MMAP_THRESHOLD_MAX of glibc on 64 bits: larger ones are mapped
 # Of the bytes in heap buffers, what is lost to holes beside them: measured.
 _HOLES_CONVERTED, _HOLES_PACKED = 0.20, 0.05
@@ -106,7 +106,7 @@ def _vision_activations(model: ModelDimensions, settings: PlanSettings) -> int:
 def _prefill_scratch(model: ModelDimensions, settings: PlanSettings) -> int:
     """Buffers of one block, used again by the next; fp16 graphs hold both precisions."""
     text, prompt, scheme = model.text, settings.rows(model), settings.scheme()
-    rows = min(prompt, _ROWS_AT_ONCE)
+    rows = min(prompt, ROWS_ON_CPU)
     wide, narrow = rows * text.intermediate_size, rows * text.hidden_size
     attention = text.num_heads * rows * prompt
     both = 1.5 if settings.dtype == "fp16" else 1.0
