@@ -6,7 +6,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := configs export plugins runtime
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint typecheck format clean
@@ -42,8 +41,6 @@ lint: $(STAMP)
 	@$(MAKE) --no-print-directory typecheck
 
 typecheck: $(STAMP)
-	@mkdir -p build/typecheck/divprune
-	@for package in $(PACKAGES); do ln -sfn ../../../$$package build/typecheck/divprune/$$package; done
 	$(BIN)/mypy
 
 format: $(STAMP)

@@ -24,12 +24,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.export_figures import machine  # noqa: E402
-from divprune.export.graph_writer import GraphWriter  # noqa: E402
-from divprune.export.quantization.dynamic_int8 import dynamic_int8_matmul  # noqa: E402
-from divprune.export.quantization.matmul_nbits import matmul_nbits  # noqa: E402
-from divprune.export.quantization.matrix import QuantizedMatrix  # noqa: E402
-from divprune.export.quantization.quantize import quantize  # noqa: E402
-from divprune.runtime.quant_scheme import INT8, QuantScheme  # noqa: E402
+from divprune.export.checkpoint.quantization.dynamic_int8 import dynamic_int8_matmul  # noqa: E402
+from divprune.export.checkpoint.quantization.matmul_nbits import matmul_nbits  # noqa: E402
+from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix  # noqa: E402
+from divprune.export.checkpoint.quantization.quantize import quantize  # noqa: E402
+from divprune.export.graphs.writer import GraphWriter  # noqa: E402
+from divprune.runtime.directory.quant_scheme import INT8, QuantScheme  # noqa: E402
 
 INPUTS, OUTPUTS = 2048, 5632
 ROWS = (1, 118, 636)

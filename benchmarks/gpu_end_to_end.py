@@ -60,7 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, work: Path) -> dict:
-    from divprune.runtime.bench.measure import turns
+    from divprune.runtime.reports.bench.measure import turns
 
     checkpoint, engine = prepare(arguments, work)
     contestants = make_contestants(arguments, checkpoint, engine)
@@ -102,7 +102,7 @@ def make_contestants(
     import torch
 
     from benchmarks.transformers_divprune import TransformersLlava
-    from divprune.runtime.image_loading import load_image
+    from divprune.runtime.inputs.image_loading import load_image
     from divprune.runtime.pipeline import Pipeline
 
     pipeline = Pipeline.from_dir(engine, device=arguments.device)
@@ -168,8 +168,8 @@ def overlap(samples: dict[str, list[dict]], keep: float) -> dict:
 
 
 def machine(device: str) -> dict:
-    from divprune.runtime.bench.device import device_facts
-    from divprune.runtime.bench.nvml import open_nvml
+    from divprune.runtime.reports.bench.device import device_facts
+    from divprune.runtime.reports.bench.nvml import open_nvml
 
     return asdict(device_facts(None, open_nvml() if device == "cuda" else None))
 

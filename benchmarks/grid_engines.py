@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from divprune.export.selection import IN_LLM_SELECTORS, get_in_llm_selector, get_selector
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
 
 KEEPS = (1.0, 0.5, 0.25, 0.15, 0.1, 0.05, 0.02)
 PRUNED = KEEPS[1:]

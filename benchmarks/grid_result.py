@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from divprune.export.selection import IN_LLM_SELECTORS, SELECTORS
+from divprune.runtime.directory.manifest_json import FieldError, parse, read_dataclass
 from divprune.runtime.errors import OptionError
-from divprune.runtime.eval.chart import draw_chart
-from divprune.runtime.eval.report import EvalReport
-from divprune.runtime.manifest_json import FieldError, parse, read_dataclass
+from divprune.runtime.reports.eval.chart import draw_chart
+from divprune.runtime.reports.eval.report import EvalReport
 
 SPLITS = {"plain": "test", "hard": "hard"}
 

@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from divprune.runtime.bench.tables import Table, to_markdown
 from divprune.runtime.cli.main_guard import run_guarded
+from divprune.runtime.reports.bench.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 

@@ -31,14 +31,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.selector_grid import checkpoint_key, write_scenes  # noqa: E402
 from divprune.runtime.backends import load_backend  # noqa: E402
-from divprune.runtime.bench.device import core_count, cpu_name, tool_versions  # noqa: E402
-from divprune.runtime.engine_directory import EngineDirectory  # noqa: E402
-from divprune.runtime.eval.dataset import load_dataset  # noqa: E402
-from divprune.runtime.eval.evaluate import evaluate_run, open_log, to_do  # noqa: E402
-from divprune.runtime.eval.intervals import bootstrap, wilson  # noqa: E402
-from divprune.runtime.eval.metrics import get_metric  # noqa: E402
-from divprune.runtime.eval.plan import EvalOptions, plan_runs  # noqa: E402
+from divprune.runtime.directory.engine_directory import EngineDirectory  # noqa: E402
 from divprune.runtime.pipeline import Pipeline  # noqa: E402
+from divprune.runtime.reports.bench.device import core_count, cpu_name, tool_versions  # noqa: E402
+from divprune.runtime.reports.eval.dataset import load_dataset  # noqa: E402
+from divprune.runtime.reports.eval.evaluate import evaluate_run, open_log, to_do  # noqa: E402
+from divprune.runtime.reports.eval.intervals import bootstrap, wilson  # noqa: E402
+from divprune.runtime.reports.eval.metrics import get_metric  # noqa: E402
+from divprune.runtime.reports.eval.plan import EvalOptions, plan_runs  # noqa: E402
 
 KEEPS = (1.0, 0.25)
 OPTIONS = EvalOptions(keeps=KEEPS, max_new_tokens=40, threads=1)
@@ -123,8 +123,8 @@ def export(checkpoint, output, choices):
     if output.exists():  # an export is renamed into place when it is whole
         return
     from divprune.export.export_model import export_model
-    from divprune.export.options import ExportOptions
-    from divprune.export.progress import Progress
+    from divprune.export.output.progress import Progress
+    from divprune.export.planning.options import ExportOptions
 
     options = ExportOptions(
         model=str(checkpoint), keep=KEEPS[1], output=output, verify=False, **choices
@@ -136,7 +136,7 @@ def keep_activations_in_float(engine, output):
     """Copy an engine directory and set MatMulNBits to accuracy level 0."""
     import onnx
 
-    from divprune.export.staging import record_files
+    from divprune.export.output.staging import record_files
 
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -121,7 +121,7 @@ def write_random_llava(
         write_side_files,
         write_weights,
     )
-    from divprune.export.checkpoint import expected_tensors
+    from divprune.export.checkpoint.checkpoint import expected_tensors
 
     directory.mkdir(parents=True, exist_ok=True)
     config = _shape_config(shape)

@@ -12,11 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from divprune.runtime.bench.compare import read_report
-from divprune.runtime.bench.layout import format_keep, format_ms
-from divprune.runtime.bench.report import Report, Run
-from divprune.runtime.bench.tables import Table, to_markdown
 from divprune.runtime.cli.main_guard import run_guarded
+from divprune.runtime.reports.bench.compare import read_report
+from divprune.runtime.reports.bench.layout import format_keep, format_ms
+from divprune.runtime.reports.bench.report import Report, Run
+from divprune.runtime.reports.bench.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 

@@ -51,11 +51,11 @@ from benchmarks.grid_result import (  # noqa: E402
 )
 from divprune.export.selection import IN_LLM_SELECTORS, SELECTORS  # noqa: E402
 from divprune.runtime.cli.main_guard import run_guarded  # noqa: E402
-from divprune.runtime.eval.assemble import assemble_report  # noqa: E402
-from divprune.runtime.eval.dataset import load_dataset  # noqa: E402
-from divprune.runtime.eval.evaluate import evaluate_run, open_log, to_do  # noqa: E402
-from divprune.runtime.eval.layout import render_text  # noqa: E402
-from divprune.runtime.eval.plan import EngineRun, EvalOptions, plan_runs  # noqa: E402
+from divprune.runtime.reports.eval.assemble import assemble_report  # noqa: E402
+from divprune.runtime.reports.eval.dataset import load_dataset  # noqa: E402
+from divprune.runtime.reports.eval.evaluate import evaluate_run, open_log, to_do  # noqa: E402
+from divprune.runtime.reports.eval.layout import render_text  # noqa: E402
+from divprune.runtime.reports.eval.plan import EngineRun, EvalOptions, plan_runs  # noqa: E402
 
 FIRST_SCENE = 100_000  # far from those of other figures and of the tests
 OPTIONS = EvalOptions(keeps=KEEPS, max_new_tokens=40, threads=1)

@@ -48,9 +48,9 @@ from benchmarks.grid_result import (  # noqa: E402
     write_result,
 )
 from benchmarks.selector_grid import FIRST_SCENE, add_place_options  # noqa: E402
-from divprune.runtime.bench.device import core_count, cpu_name, tool_versions  # noqa: E402
 from divprune.runtime.cli.main_guard import run_guarded  # noqa: E402
 from divprune.runtime.errors import OptionError  # noqa: E402
+from divprune.runtime.reports.bench.device import core_count, cpu_name, tool_versions  # noqa: E402
 
 WHOLE = Engine("uniform", max(PRUNED), None)
 WHOLE_TURNS = 4  # of keep 1.0 in each round
@@ -211,7 +211,7 @@ def describe(points, rounds, load, pictures):
 
 def render(timing):
     """One line for each selector and layer: the ratio of each keep, with its 10-90 % range."""
-    from divprune.runtime.bench.tables import Table, to_markdown
+    from divprune.runtime.reports.bench.tables import Table, to_markdown
 
     keeps = sorted({point.keep for point in timing.points if point.keep != 1.0}, reverse=True)
     cells = {(point.selector, point.layer, point.keep): point for point in timing.points[1:]}

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from divprune.runtime.errors import DivPruneError, OptionError
-from divprune.runtime.plan.model_config import read_dimensions
+from divprune.runtime.reports.plan.model_config import read_dimensions
 
 __all__ = [
     "FAMILIES",

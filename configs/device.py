@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from divprune.runtime.directory.manifest import TARGETS
 from divprune.runtime.errors import OptionError
-from divprune.runtime.manifest import TARGETS
 
 __all__ = ["Device", "device_from_dict", "list_devices", "load_device"]
 

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from divprune.export.options import ExportOptions
+    from divprune.export.planning.options import ExportOptions
 
     options = ExportOptions(
         model=args.model,
@@ -110,7 +110,7 @@ def _export(args: argparse.Namespace) -> int:
         force=args.force,
     )
     _require_export_packages()
-    from divprune.export.progress import Progress
+    from divprune.export.output.progress import Progress
 
     progress = Progress(bars=False if args.quiet else None)
     with progress.step("loading torch and transformers"):

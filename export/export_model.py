@@ -12,29 +12,29 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from divprune.export.checkpoint.source import resolve_model
 from divprune.export.decoder.graph import write_decoder
-from divprune.export.graph_files import DECODER_FILES, describe_graph, save_graph
-from divprune.export.host_files import write_embeddings, write_host_files
-from divprune.export.lanes import check_graph
-from divprune.export.make_manifest import make_manifest
-from divprune.export.options import ExportOptions
-from divprune.export.plan import ExportPlan, make_plan
-from divprune.export.progress import Progress
+from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph
+from divprune.export.graphs.lanes import check_graph
+from divprune.export.graphs.tensorrt import write_tensorrt_graphs
+from divprune.export.output.host_files import write_embeddings, write_host_files
+from divprune.export.output.make_manifest import make_manifest
+from divprune.export.output.progress import Progress
+from divprune.export.output.staging import check_free_space, stage_directory
+from divprune.export.output.summary import ExportSummary
+from divprune.export.planning.options import ExportOptions
+from divprune.export.planning.plan import ExportPlan, make_plan
 from divprune.export.selection.in_llm_graph import write_in_llm_selection
-from divprune.export.source import resolve_model
-from divprune.export.staging import check_free_space, stage_directory
-from divprune.export.summary import ExportSummary
-from divprune.export.tensorrt_graphs import write_tensorrt_graphs
 from divprune.export.verify import check_onnxruntime, verify_export
-from divprune.export.vision_graphs import write_vision_graphs
-from divprune.runtime.chat_template import ChatTemplate
+from divprune.export.vision.graphs import write_vision_graphs
+from divprune.runtime.directory.manifest import GraphSpec
 from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
-from divprune.runtime.generation_config import load_eos_token_ids
-from divprune.runtime.image_processor import ImageProcessor
-from divprune.runtime.manifest import GraphSpec
+from divprune.runtime.generation.generation_config import load_eos_token_ids
+from divprune.runtime.inputs.chat_template import ChatTemplate
+from divprune.runtime.inputs.image_processor import ImageProcessor
+from divprune.runtime.inputs.prompt import build_prompt
+from divprune.runtime.inputs.tokenization import TextTokenizer
 from divprune.runtime.memory import peak_rss
-from divprune.runtime.prompt import build_prompt
-from divprune.runtime.tokenization import TextTokenizer
 
 __all__ = ["ExportOptions", "export_model"]
 

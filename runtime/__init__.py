@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         PromptError,
         UnsupportedError,
     )
-    from divprune.runtime.generation import Generation
+    from divprune.runtime.generation.generation import Generation
+    from divprune.runtime.generation.result import GenerationResult
+    from divprune.runtime.generation.sampling import SamplingOptions
     from divprune.runtime.pipeline import Pipeline
-    from divprune.runtime.result import GenerationResult
-    from divprune.runtime.sampling import SamplingOptions
 
     __version__: str
 
@@ -47,10 +47,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Generation": "divprune.runtime.generation",
-    "GenerationResult": "divprune.runtime.result",
+    "Generation": "divprune.runtime.generation.generation",
+    "GenerationResult": "divprune.runtime.generation.result",
     "Pipeline": "divprune.runtime.pipeline",
-    "SamplingOptions": "divprune.runtime.sampling",
+    "SamplingOptions": "divprune.runtime.generation.sampling",
 }
 
 

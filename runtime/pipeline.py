@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from divprune.runtime.backends import load_backend
-from divprune.runtime.chat_template import ChatTemplate
-from divprune.runtime.embeddings import EmbeddingTable
-from divprune.runtime.encoded_image import EncodedImage
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
+from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError, OptionError
-from divprune.runtime.generation import Generation, Prefill
-from divprune.runtime.generation_config import load_eos_token_ids
-from divprune.runtime.image_loading import load_image
-from divprune.runtime.image_processor import ImageProcessor
-from divprune.runtime.kept_tokens import KeptTokens, resolve_keep, take_kept
-from divprune.runtime.limits import answer_limit, validate_max_new_tokens
-from divprune.runtime.merge import position_ids, splice
-from divprune.runtime.prompt import build_prompt, expand_prompt
-from divprune.runtime.result import ImageResult
-from divprune.runtime.sampling import Sampler, SamplingOptions
-from divprune.runtime.tokenization import TextTokenizer
+from divprune.runtime.generation.embeddings import EmbeddingTable
+from divprune.runtime.generation.encoded_image import EncodedImage
+from divprune.runtime.generation.generation import Generation, Prefill
+from divprune.runtime.generation.generation_config import load_eos_token_ids
+from divprune.runtime.generation.kept_tokens import KeptTokens, resolve_keep, take_kept
+from divprune.runtime.generation.merge import position_ids, splice
+from divprune.runtime.generation.result import ImageResult
+from divprune.runtime.generation.sampling import Sampler, SamplingOptions
+from divprune.runtime.inputs.chat_template import ChatTemplate
+from divprune.runtime.inputs.image_loading import load_image
+from divprune.runtime.inputs.image_processor import ImageProcessor
+from divprune.runtime.inputs.prompt import build_prompt, expand_prompt
+from divprune.runtime.inputs.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -211,7 +211,7 @@ class Pipeline:
             OptionError: if ``numbers`` are asked for where nothing was selected.
             UnsupportedError: if it is not known where in the picture a token lies.
         """
-        from divprune.runtime.overlay import PatchGrid, draw_overlay, nothing_to_number
+        from divprune.runtime.reports.overlay import PatchGrid, draw_overlay, nothing_to_number
 
         if numbers and pruning.selection_order is None:
             raise nothing_to_number()

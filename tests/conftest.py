@@ -103,7 +103,7 @@ def engine_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         return Path(given)
     pytest.importorskip("torch", reason="exporting needs torch")
     from divprune.export.export_model import export_model
-    from divprune.export.options import ExportOptions
+    from divprune.export.planning.options import ExportOptions
 
     source = request.getfixturevalue("checkpoint")("clip-llama-hub")
     output = tmp_path_factory.mktemp("engines") / "clip-llama-hub-keep0.1"
@@ -122,7 +122,7 @@ def target_dir(
     """
     pytest.importorskip("torch", reason="exporting needs torch")
     from divprune.export.export_model import export_model
-    from divprune.export.options import ExportOptions
+    from divprune.export.planning.options import ExportOptions
 
     folder = tmp_path_factory.mktemp("targets")
 

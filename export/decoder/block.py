@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import Dialect, KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.weights import WeightSource
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["BlockWriter"]
 

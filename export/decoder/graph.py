@@ -28,13 +28,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.block import BlockWriter
 from divprune.export.decoder.dialects import Dialect, KVPair
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.graph_files import ir_version
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.weights import WeightSource
-from divprune.runtime.manifest import CACHE_LENGTH
+from divprune.export.graphs.files import ir_version
+from divprune.export.graphs.writer import GraphWriter
+from divprune.runtime.directory.manifest import CACHE_LENGTH
 
 __all__ = ["DecoderPart", "write_decoder"]
 

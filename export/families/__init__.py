@@ -66,7 +66,7 @@ class Family(Protocol):
 
         With ``signals`` it returns a tuple: the features, then those. ``image_size`` gives the
         tower for smaller pictures. Its parameter names become canonical tensor names through
-        ``divprune.export.checkpoint.canonical_name``.
+        ``divprune.export.checkpoint.checkpoint.canonical_name``.
         """
         ...
 

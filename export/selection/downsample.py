@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from divprune.export.graph_writer import GraphWriter
+from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.fixed_order import FixedOrder
 from divprune.export.selection.uniform import middles
 from divprune.runtime.errors import UnsupportedError

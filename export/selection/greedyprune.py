@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from divprune.export.graph_writer import GraphWriter
+from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.checks import check_count
 from divprune.export.selection.divprune import similarity, write_similarity
 from divprune.export.selection.in_llm import InLLMSelector

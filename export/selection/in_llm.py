@@ -18,7 +18,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from divprune.export.graph_writer import GraphWriter
+    from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["SELECTION_INPUTS", "InLLMSelector"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from divprune.export.graph_files import ir_version
-from divprune.export.graph_writer import GraphWriter
-from divprune.runtime.manifest import CACHE_LENGTH
+from divprune.export.graphs.files import ir_version
+from divprune.export.graphs.writer import GraphWriter
+from divprune.runtime.directory.manifest import CACHE_LENGTH
 
 if TYPE_CHECKING:
-    from divprune.export.plan import ExportPlan
+    from divprune.export.planning.plan import ExportPlan
     from divprune.export.selection import InLLMSelector
 
 __all__ = ["write_in_llm_selection"]

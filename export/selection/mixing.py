@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from divprune.export.graph_writer import GraphWriter
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["MixWriter"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-    from divprune.export.graph_writer import GraphWriter
+    from divprune.export.graphs.writer import GraphWriter
 
 __all__ = [
     "NO_ARRAYS",

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from divprune.export.graph_writer import GraphWriter
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["LowestIndex", "highest_first", "ranking_regret", "write_highest_first"]
 

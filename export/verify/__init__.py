@@ -14,9 +14,9 @@ from packaging.version import Version
 
 from divprune.export.decoder.dialects import Dialect
 from divprune.export.decoder.graph import DecoderPart
-from divprune.export.graph_files import DECODER_FILES
-from divprune.export.plan import ExportPlan
-from divprune.export.progress import Progress
+from divprune.export.graphs.files import DECODER_FILES
+from divprune.export.output.progress import Progress
+from divprune.export.planning.plan import ExportPlan
 from divprune.export.verify.comparison import Tolerance
 from divprune.export.verify.decoder import check_block, check_head, check_last_query
 from divprune.export.verify.in_llm import check_in_llm_selection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from divprune.export.options import ExportOptions
+from divprune.export.planning.options import ExportOptions
 from divprune.runtime.errors import NumericalError
 
 __all__ = ["Tolerance", "check_distinct", "check_regret", "compare"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from divprune.export.checkpoint import EMBEDDINGS, LM_HEAD
+from divprune.export.checkpoint.checkpoint import EMBEDDINGS, LM_HEAD
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.decoder.reference import text_model_without_vocabulary
-from divprune.export.plan import ExportPlan
+from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection.fastv import last_token_attention
 from divprune.export.verify.comparison import Tolerance, compare
 from divprune.export.verify.reference import load_weights

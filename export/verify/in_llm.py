@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from divprune.export.plan import ExportPlan
+from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import InLLMSelector
 from divprune.export.verify.comparison import check_distinct, check_regret
 from divprune.export.verify.subgraph import make_session, run_session

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from divprune.export.checkpoint import canonical_name
-from divprune.export.vision import buffer_values
-from divprune.export.weights import WeightSource
+from divprune.export.checkpoint.checkpoint import canonical_name
+from divprune.export.checkpoint.weights import WeightSource
+from divprune.export.vision.trace import buffer_values
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from divprune.export.plan import ExportPlan
+from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import Selector
 from divprune.export.selection.downsample import resize
 from divprune.export.verify.comparison import Tolerance, check_distinct, check_regret, compare

@@ -49,7 +49,7 @@ def main() -> None:
 def export_engines(checkpoint: Path, output: Path) -> None:
     """Export with the larger of ``KEEPS``: the smaller is a prefix of its selection."""
     from divprune.export.export_model import export_model
-    from divprune.export.options import ExportOptions
+    from divprune.export.planning.options import ExportOptions
 
     output.parent.mkdir(parents=True, exist_ok=True)
     export_model(
@@ -62,7 +62,7 @@ def export_engines(checkpoint: Path, output: Path) -> None:
 def evaluate_engines(engines: Path, scenes: int, threads: int) -> dict[str, dict[str, float]]:
     """Exact match by column (split, selection and keep) and kind of question."""
     from divprune.runtime.backends import load_backend
-    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.pipeline import Pipeline
 
     directory = EngineDirectory.open(engines)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.directory.engine_directory import EngineDirectory
 
 __all__ = [
     "BACKENDS",
@@ -41,8 +41,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 BACKENDS = {
-    "onnxruntime": "divprune.runtime.backends.onnxruntime",
-    "tensorrt": "divprune.runtime.backends.tensorrt",
+    "onnxruntime": "divprune.runtime.backends.onnxruntime.backend",
+    "tensorrt": "divprune.runtime.backends.tensorrt.backend",
 }
 DEVICES = ("cpu", "cuda")
 # Vision and LLM together in memory, or one of them at a time.

@@ -21,9 +21,9 @@ from divprune.runtime.cli.main_guard import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune.runtime.bench.benchmark import BenchOptions
-    from divprune.runtime.bench.report import Report
-    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.reports.bench.benchmark import BenchOptions
+    from divprune.runtime.reports.bench.report import Report
 
 __all__ = ["main"]
 
@@ -70,9 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
     image, directory = _check_inputs(arguments, options)
     report = _measure(arguments, options, image, directory)
 
-    from divprune.runtime.bench.kept_patches import draw_kept_patches
-    from divprune.runtime.bench.layout import render_text
-    from divprune.runtime.bench.output import write_report
+    from divprune.runtime.reports.bench.kept_patches import draw_kept_patches
+    from divprune.runtime.reports.bench.layout import render_text
+    from divprune.runtime.reports.bench.output import write_report
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -90,9 +90,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace) -> BenchOptions:
     """Check what can be checked before any file is opened."""
-    from divprune.runtime.bench.benchmark import BenchOptions
-    from divprune.runtime.bench.output import check_output
-    from divprune.runtime.bench.workload import parse_keeps
+    from divprune.runtime.reports.bench.benchmark import BenchOptions
+    from divprune.runtime.reports.bench.output import check_output
+    from divprune.runtime.reports.bench.workload import parse_keeps
 
     options = BenchOptions(
         keeps=parse_keeps(arguments.keep) if arguments.keep is not None else None,
@@ -117,10 +117,10 @@ def _check_inputs(
     arguments: argparse.Namespace, options: BenchOptions
 ) -> tuple[Image.Image, EngineDirectory]:
     """Open what is cheap, so that a wrong name shows before gigabytes are loaded."""
-    from divprune.runtime.bench.picture import built_in_picture
-    from divprune.runtime.bench.workload import choose_keeps
-    from divprune.runtime.engine_directory import EngineDirectory
-    from divprune.runtime.image_loading import load_image
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.inputs.image_loading import load_image
+    from divprune.runtime.reports.bench.picture import built_in_picture
+    from divprune.runtime.reports.bench.workload import choose_keeps
 
     image = load_image(arguments.image) if arguments.image else built_in_picture()
     directory = EngineDirectory.open(arguments.engine_dir, max_seq_len=arguments.max_seq_len)
@@ -134,9 +134,9 @@ def _measure(
     image: Image.Image,
     directory: EngineDirectory,
 ) -> Report:
-    from divprune.runtime.bench.benchmark import benchmark
-    from divprune.runtime.bench.live_table import LiveTable
-    from divprune.runtime.bench.picture import BUILT_IN
+    from divprune.runtime.reports.bench.benchmark import benchmark
+    from divprune.runtime.reports.bench.live_table import LiveTable
+    from divprune.runtime.reports.bench.picture import BUILT_IN
 
     live = LiveTable(options.warmup + options.iters)
     source = arguments.image or BUILT_IN

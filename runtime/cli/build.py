@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
 
 if TYPE_CHECKING:
-    from divprune.runtime.engine_build.build_engine import EngineTask
-    from divprune.runtime.engine_build.build_engines import Watch
-    from divprune.runtime.engine_build.progress import OnStep
+    from divprune.runtime.backends.tensorrt.build.build_engine import EngineTask
+    from divprune.runtime.backends.tensorrt.build.build_engines import Watch
+    from divprune.runtime.backends.tensorrt.build.progress import OnStep
 
 __all__ = ["main"]
 
@@ -58,10 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from divprune.runtime.engine_build.build_engines import build_engines
-    from divprune.runtime.engine_build.build_plan import BuildRequest, make_build_plan
-    from divprune.runtime.engine_build.dry_run import describe_plan
-    from divprune.runtime.engine_directory import EngineDirectory
+    from divprune.runtime.backends.tensorrt.build.build_engines import build_engines
+    from divprune.runtime.backends.tensorrt.build.build_plan import BuildRequest, make_build_plan
+    from divprune.runtime.backends.tensorrt.build.dry_run import describe_plan
+    from divprune.runtime.directory.engine_directory import EngineDirectory
 
     request = BuildRequest(
         target_cc=tuple(arguments.target_cc),
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _watch(*, quiet: bool) -> Watch:
     @contextlib.contextmanager
     def watch(task: EngineTask) -> Iterator[OnStep]:
-        from divprune.runtime.engine_build.progress import ProgressLine
+        from divprune.runtime.backends.tensorrt.build.progress import ProgressLine
 
         if quiet:
             yield lambda *_: None

@@ -36,14 +36,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from divprune.runtime.bench.compare import (
+    from divprune.runtime.reports.bench.compare import (
         comparison,
         read_report,
         report_table,
         require_same_work,
         stage_comparison,
     )
-    from divprune.runtime.bench.tables import to_markdown, to_text
+    from divprune.runtime.reports.bench.tables import to_markdown, to_text
 
     paths = [arguments.first, *arguments.others]
     names = [str(path) for path in paths]

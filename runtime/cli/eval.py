@@ -19,10 +19,10 @@ from divprune.runtime.cli.main_guard import (
 )
 
 if TYPE_CHECKING:
-    from divprune.runtime.eval.dataset import Dataset
-    from divprune.runtime.eval.log import SampleLog
-    from divprune.runtime.eval.plan import EngineRun, EvalOptions
-    from divprune.runtime.eval.report import EvalReport
+    from divprune.runtime.reports.eval.dataset import Dataset
+    from divprune.runtime.reports.eval.log import SampleLog
+    from divprune.runtime.reports.eval.plan import EngineRun, EvalOptions
+    from divprune.runtime.reports.eval.report import EvalReport
 
 __all__ = ["main"]
 
@@ -70,8 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = arguments.output or Path(f"{arguments.data.stem}-eval")
     report = _evaluate(arguments, options, dataset, runs, notes, folder)
 
-    from divprune.runtime.eval.layout import render_text
-    from divprune.runtime.eval.output import write_report
+    from divprune.runtime.reports.eval.layout import render_text
+    from divprune.runtime.reports.eval.output import write_report
 
     files = write_report(report, folder)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -92,8 +92,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace) -> EvalOptions:
     """Check what can be checked before any file is opened."""
-    from divprune.runtime.bench.workload import parse_keeps
-    from divprune.runtime.eval.plan import EvalOptions
+    from divprune.runtime.reports.bench.workload import parse_keeps
+    from divprune.runtime.reports.eval.plan import EvalOptions
 
     return EvalOptions(
         keeps=parse_keeps(arguments.keep) if arguments.keep is not None else None,
@@ -109,10 +109,10 @@ def _check_inputs(
     arguments: argparse.Namespace, options: EvalOptions
 ) -> tuple[Dataset, list[EngineRun], list[str]]:
     """Open what is cheap, so that a wrong name shows before gigabytes are loaded."""
-    from divprune.runtime.engine_directory import EngineDirectory
-    from divprune.runtime.eval.dataset import load_dataset
-    from divprune.runtime.eval.metrics import check_answers, get_metric
-    from divprune.runtime.eval.plan import plan_runs
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.reports.eval.dataset import load_dataset
+    from divprune.runtime.reports.eval.metrics import check_answers, get_metric
+    from divprune.runtime.reports.eval.plan import plan_runs
 
     dataset = load_dataset(arguments.data, arguments.limit)
     check_answers(get_metric(options.metric), dataset)
@@ -130,9 +130,9 @@ def _evaluate(
     folder: Path,
 ) -> EvalReport:
     """Answer what the logs do not have yet, and report on all of it."""
-    from divprune.runtime.eval.assemble import assemble_report
-    from divprune.runtime.eval.evaluate import open_log
-    from divprune.runtime.eval.output import make_folder
+    from divprune.runtime.reports.eval.assemble import assemble_report
+    from divprune.runtime.reports.eval.evaluate import open_log
+    from divprune.runtime.reports.eval.output import make_folder
 
     make_folder(folder)
     with contextlib.ExitStack() as stack:
@@ -150,8 +150,8 @@ def _evaluate(
 def _answer(
     run: EngineRun, dataset: Dataset, options: EvalOptions, log: SampleLog, *, quiet: bool
 ) -> None:
-    from divprune.runtime.eval.evaluate import evaluate_run, to_do
-    from divprune.runtime.eval.progress import ProgressBar
+    from divprune.runtime.reports.eval.evaluate import evaluate_run, to_do
+    from divprune.runtime.reports.eval.progress import ProgressBar
 
     left = to_do(run, dataset, log)
     bar = ProgressBar(left, run.label, quiet=quiet)

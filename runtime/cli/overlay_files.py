@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divprune.runtime.errors import OptionError
-from divprune.runtime.overlay import ENDINGS, PatchGrid, encode_overlay, nothing_to_number
+from divprune.runtime.reports.overlay import ENDINGS, PatchGrid, encode_overlay, nothing_to_number
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune.runtime.manifest import Manifest
+    from divprune.runtime.directory.manifest import Manifest
 
 __all__ = ["check_drawable", "check_overlay_options", "overlay_paths", "write_overlay"]
 

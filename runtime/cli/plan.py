@@ -11,9 +11,9 @@ from divprune.runtime.cli.main_guard import add_common_options, configure_loggin
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
-    from divprune.runtime.manifest import Manifest
-    from divprune.runtime.plan.settings import PlanSettings
-    from divprune.runtime.plan.source import PlannedModel
+    from divprune.runtime.directory.manifest import Manifest
+    from divprune.runtime.reports.plan.settings import PlanSettings
+    from divprune.runtime.reports.plan.source import PlannedModel
 
 __all__ = ["main"]
 
@@ -55,9 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     from divprune.configs.device import load_device
-    from divprune.runtime.plan.here import this_machine
-    from divprune.runtime.plan.report import make_memory_plan, render_plan, to_dict
-    from divprune.runtime.plan.source import find_model
+    from divprune.runtime.reports.plan.here import this_machine
+    from divprune.runtime.reports.plan.report import make_memory_plan, render_plan, to_dict
+    from divprune.runtime.reports.plan.source import find_model
 
     board = None if arguments.board is None else load_device(arguments.board)
     model = find_model(arguments.model)
@@ -72,7 +72,7 @@ def _settings(
     arguments: argparse.Namespace, model: PlannedModel, board: Device | None
 ) -> PlanSettings:
     """What was asked for, then what the engine directory has, then what export would do."""
-    from divprune.runtime.plan.settings import PlanSettings, default_max_seq_len
+    from divprune.runtime.reports.plan.settings import PlanSettings, default_max_seq_len
 
     known = _exported(model.manifest)
     suits = "onnxruntime" if board is None else board.target

@@ -21,11 +21,11 @@ from divprune.runtime.cli.main_guard import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune.runtime.engine_directory import EngineDirectory
-    from divprune.runtime.generation import Generation
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.generation.generation import Generation
+    from divprune.runtime.generation.result import GenerationResult
+    from divprune.runtime.generation.sampling import SamplingOptions
     from divprune.runtime.pipeline import Pipeline
-    from divprune.runtime.result import GenerationResult
-    from divprune.runtime.sampling import SamplingOptions
 
 __all__ = ["main"]
 
@@ -106,11 +106,11 @@ def _check_options(arguments: argparse.Namespace) -> SamplingOptions:
     """Check what can be checked before any file is opened."""
     from divprune.runtime.backends import check_choice
     from divprune.runtime.cli.overlay_files import check_overlay_options
+    from divprune.runtime.directory.keep import validate_keep
+    from divprune.runtime.directory.limits import validate_max_new_tokens
     from divprune.runtime.errors import OptionError
-    from divprune.runtime.keep import validate_keep
-    from divprune.runtime.limits import validate_max_new_tokens
+    from divprune.runtime.generation.sampling import SamplingOptions
     from divprune.runtime.pipeline import as_pictures
-    from divprune.runtime.sampling import SamplingOptions
 
     if arguments.keep is not None:
         validate_keep(arguments.keep)
@@ -132,9 +132,9 @@ def _check_options(arguments: argparse.Namespace) -> SamplingOptions:
 def _check_inputs(arguments: argparse.Namespace) -> tuple[EngineDirectory, list[Image.Image]]:
     """Open what is cheap, so that a wrong name shows before gigabytes are loaded."""
     from divprune.runtime.cli.overlay_files import check_drawable
-    from divprune.runtime.engine_directory import EngineDirectory
-    from divprune.runtime.image_loading import load_image
-    from divprune.runtime.kept_tokens import resolve_keep
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.generation.kept_tokens import resolve_keep
+    from divprune.runtime.inputs.image_loading import load_image
 
     images = [load_image(image) for image in arguments.images]
     directory = EngineDirectory.open(

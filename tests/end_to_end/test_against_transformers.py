@@ -15,7 +15,7 @@ from checkpoints import TINY_CHECKPOINTS
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.export.selection import get_selector
 from divprune.runtime import Pipeline
-from divprune.runtime.keep import kept_count
+from divprune.runtime.directory.keep import kept_count
 
 NEW_TOKENS = 32
 PROMPT = "What is in the picture?"

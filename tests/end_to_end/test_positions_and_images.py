@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.export.selection import get_selector
 from divprune.runtime import Pipeline
-from divprune.runtime.keep import kept_count
+from divprune.runtime.directory.keep import kept_count
 
 CHECKPOINT = "clip-llama-hub"  # that of the fixture engine_dir
 KEEP = 0.1

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from divprune.export.cli import main
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
 
 CHECKPOINT = "clip-llama-v4-gqa2-full"  # one file of weights
 

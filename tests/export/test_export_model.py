@@ -23,20 +23,20 @@ from divprune.export import export_model as module
 from divprune.export.cli import main
 from divprune.export.decoder.dialects import OrtDialect
 from divprune.export.export_model import export_model
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.options import ExportOptions
-from divprune.export.progress import Advance, Progress
+from divprune.export.graphs.writer import GraphWriter
+from divprune.export.output.progress import Advance, Progress
+from divprune.export.output.summary import ExportSummary
+from divprune.export.planning.options import ExportOptions
 from divprune.export.selection.divprune import DivPrune
-from divprune.export.summary import ExportSummary
 from divprune.runtime import Pipeline
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
+from divprune.runtime.directory.manifest import MANIFEST_NAME, KVCacheSpec, Manifest
 from divprune.runtime.errors import (
     EngineDirectoryError,
     NumericalError,
     OptionError,
     UnsupportedError,
 )
-from divprune.runtime.manifest import MANIFEST_NAME, KVCacheSpec, Manifest
 
 CHECKPOINT = "clip-llama-hub"  # that of the fixture engine_dir
 TIED = "siglip-qwen2-v4-tied"

@@ -15,9 +15,9 @@ import transformers
 from PIL import Image
 
 from divprune.export.export_model import export_model
-from divprune.export.options import ExportOptions
+from divprune.export.planning.options import ExportOptions
 from divprune.export.selection import Setting, get_selector
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import OptionError, UnsupportedError
 from divprune.runtime.pipeline import Pipeline
 from tests.export.rtx_builder import build_engine
@@ -190,7 +190,7 @@ def test_the_full_graph_reads_the_weights_from_the_small_ones_file(
 def test_the_full_graph_is_opened_only_for_the_baseline(
     exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from divprune.runtime.backends import onnxruntime as adapter
+    from divprune.runtime.backends.onnxruntime import backend as adapter
 
     opened = []
     really_open = adapter.open_session

@@ -13,10 +13,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from divprune.export.quantization.dequantize_linear import dequantized_matmul
+from divprune.export.checkpoint.quantization.dequantize_linear import dequantized_matmul
 from divprune.export.selection import SELECTORS, get_selector
 from divprune.export.selection.contract import cases, selection_model
-from tests.export.quantization.layers import DTYPES, layer_model, random_matrix
+from tests.export.checkpoint.quantization.layers import DTYPES, layer_model, random_matrix
 from tests.export.rtx_builder import BuildFailed, Profile, build_engine
 
 # decode, prefill; the cache of the test's model has 512 slots. (This compiler fails on one of

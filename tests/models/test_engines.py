@@ -54,8 +54,8 @@ def test_engines_that_keep_everything_answer_as_transformers_does(engines, exam)
 
 def test_random_selection_keeps_as_many_tokens_but_others(engines, exam):
     from divprune.runtime.backends import load_backend
-    from divprune.runtime.engine_directory import EngineDirectory
-    from divprune.runtime.image_processor import ImageProcessor
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.inputs.image_processor import ImageProcessor
 
     backend = load_backend(None, EngineDirectory.open(engines), device="cpu", threads=1)
     config = {

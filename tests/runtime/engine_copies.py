@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from divprune.runtime.manifest import FileRecord, Manifest
+from divprune.runtime.directory.manifest import FileRecord, Manifest
 from tests.runtime.example_manifest import with_changes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from divprune.runtime.manifest import (
+from divprune.runtime.directory.manifest import (
     SCHEMA_VERSION,
     FileRecord,
     GraphSpec,

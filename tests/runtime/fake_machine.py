@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from divprune.runtime import Pipeline
-from divprune.runtime.backends import tensorrt
-from divprune.runtime.cuda_device import CudaDevice
-from divprune.runtime.device.cuda import Cuda
-from divprune.runtime.engine_build import build_engines, build_plan
+from divprune.runtime.backends.cuda.cuda import Cuda
+from divprune.runtime.backends.cuda.cuda_device import CudaDevice
+from divprune.runtime.backends.tensorrt import backend as tensorrt
+from divprune.runtime.backends.tensorrt.build import build_engines, build_plan
 from tests.runtime.fake_cuda import FakeCuda, FakeKernels
 from tests.runtime.fake_tensorrt import FakeTensorRT, Script
 

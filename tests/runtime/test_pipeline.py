@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 import divprune.runtime
 from divprune.runtime import Pipeline, SamplingOptions
 from divprune.runtime.backends import Backend, ImageFeatures
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import (
     EngineDirectoryError,
     ImageError,
@@ -24,8 +24,8 @@ from divprune.runtime.errors import (
     OptionError,
     PromptError,
 )
+from divprune.runtime.inputs.tokenization import TextTokenizer
 from divprune.runtime.pipeline import as_pictures
-from divprune.runtime.tokenization import TextTokenizer
 from tests.runtime.engine_copies import copy_engine, read_manifest
 
 pytest.importorskip("onnxruntime")

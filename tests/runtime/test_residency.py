@@ -14,7 +14,7 @@ from PIL import Image
 
 from divprune.runtime import Pipeline
 from divprune.runtime.cli.bench import main as bench_main
-from divprune.runtime.engine_directory import EngineDirectory
+from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import OptionError
 
 pytest.importorskip("onnxruntime")
@@ -51,7 +51,7 @@ def even_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="exporting needs torch")
     from benchmarks import random_llava
     from divprune.export.export_model import export_model
-    from divprune.export.options import ExportOptions
+    from divprune.export.planning.options import ExportOptions
 
     folder = tmp_path_factory.mktemp("even")
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from divprune.runtime import Pipeline
 from divprune.runtime.cli.run import main
-from divprune.runtime.keep import describe_keep
+from divprune.runtime.directory.keep import describe_keep
 from tests.runtime.engine_copies import copy_engine, read_manifest
 
 pytest.importorskip("onnxruntime")

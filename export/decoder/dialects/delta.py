@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from divprune.export.checkpoint.quantization.dequantize_linear import dequantized_matmul
+from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
 from divprune.export.decoder.dialects.pieces import join_heads, row_offsets, split_heads
 from divprune.export.decoder.dialects.protocol import KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.quantization.dequantize_linear import dequantized_matmul
-from divprune.export.quantization.matrix import QuantizedMatrix
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["DeltaDialect"]
 

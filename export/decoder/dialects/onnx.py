@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from divprune.export.checkpoint.quantization.dequantize_linear import dequantized_matmul
+from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
 from divprune.export.decoder.dialects.pieces import join_heads, row_offsets, split_heads
 from divprune.export.decoder.dialects.protocol import KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.quantization.dequantize_linear import dequantized_matmul
-from divprune.export.quantization.matrix import QuantizedMatrix
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["OnnxDialect"]
 
@@ -25,7 +25,7 @@ class OnnxDialect:
     Attention reads the whole cache under an explicit mask, so that every shape of a decode step
     is static. Its own inputs for a cache are of no use here: TensorRT refuses ``past_key`` and
     ignores ``nonpad_kv_seqlen`` without a word. What TensorRT alone needs to be told is added
-    to a copy of the file (``divprune.export.tensorrt_graphs``): ONNX Runtime runs this one.
+    to a copy of the file (``divprune.export.graphs.tensorrt``): ONNX Runtime runs this one.
     """
 
     name = "onnx"

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from divprune.export.checkpoint.quantization.dynamic_int8 import dynamic_int8_matmul
+from divprune.export.checkpoint.quantization.matmul_nbits import matmul_nbits
+from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
 from divprune.export.decoder.dialects.protocol import KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.quantization.dynamic_int8 import dynamic_int8_matmul
-from divprune.export.quantization.matmul_nbits import matmul_nbits
-from divprune.export.quantization.matrix import QuantizedMatrix
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["OrtDialect"]
 

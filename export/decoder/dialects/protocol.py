@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 
 import onnx_ir as ir
 
+from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.graph_writer import GraphWriter
-from divprune.export.quantization.matrix import QuantizedMatrix
+from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["Dialect", "KVPair", "StepState"]
 

@@ -14,16 +14,16 @@ import torch
 import transformers
 
 from checkpoints import TINY_CHECKPOINTS
-from divprune.export.checkpoint import Checkpoint, expected_tensors
+from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
+from divprune.export.checkpoint.packed_layers import PackedLayer
+from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import DIALECTS, get_dialect
 from divprune.export.decoder.graph import DecoderPart, write_decoder
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.families import get_family
-from divprune.export.graph_files import describe_graph, save_graph
-from divprune.export.packed_layers import PackedLayer
-from divprune.export.progress import Progress
-from divprune.export.weights import WeightSource
-from divprune.runtime.manifest import CACHE_LENGTH, TensorSpec
+from divprune.export.graphs.files import describe_graph, save_graph
+from divprune.export.output.progress import Progress
+from divprune.runtime.directory.manifest import CACHE_LENGTH, TensorSpec
 
 MAX_SEQ_LEN = 32
 HIDDEN = 64

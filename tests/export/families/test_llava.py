@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from checkpoints import TINY_CHECKPOINTS, tiny_config
-from divprune.export.checkpoint import Checkpoint, canonical_name, expected_tensors
+from divprune.export.checkpoint.checkpoint import Checkpoint, canonical_name, expected_tensors
 from divprune.export.families import get_family
 from divprune.runtime.errors import UnsupportedError
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from divprune.export.graph_writer import GraphWriter
+from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.divprune import DivPrune, write_greedy_max_min
 
 Floats = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from divprune.export.lanes import LANES, check_graph
+from divprune.export.graphs.lanes import LANES, check_graph
 from divprune.export.selection import SELECTORS, Selector, get_selector
 from divprune.export.selection.checks import check_count
 from divprune.export.selection.contract import cases, check_selector, selection_model

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from divprune.export.graph_writer import GraphWriter
+from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection import (
     IN_LLM_FLAGS,
     IN_LLM_SELECTORS,

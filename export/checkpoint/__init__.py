@@ -1,0 +1,1 @@
+"""The checkpoint: its config, tensors and quantised weights, read a tensor at a time."""

@@ -1,0 +1,362 @@
+"""Read a LLaVA checkpoint: its config, and its tensors one at a time.
+
+Three key layouts are in the wild: that of the llava-hf repositories, that of transformers 4.52
+to 4.57 and that of transformers 5. Everything here goes by one *canonical* name a tensor:
+``language_model.layers.0…``, ``language_model.embed_tokens.weight``, ``lm_head.weight``,
+``vision_tower.…``, ``multi_modal_projector.linear_1.weight``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from divprune.export.checkpoint.packed_layers import (
+    PACKED_SUFFIXES,
+    PackedLayer,
+    find_packed_layers,
+)
+from divprune.export.checkpoint.quantization.packed_format import PackedFormat, read_packed_format
+from divprune.export.checkpoint.source import read_json_object, weight_files
+from divprune.export.families.llava import check_architecture
+from divprune.runtime.errors import CheckpointError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlavaConfig
+
+__all__ = [
+    "EMBEDDINGS",
+    "LM_HEAD",
+    "Checkpoint",
+    "canonical_name",
+    "expected_tensors",
+    "load_config",
+]
+
+EMBEDDINGS = "language_model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+_RENAMES = (
+    ("model.", ""),
+    ("language_model.model.", "language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.vision_model.", "vision_tower."),
+)
+# Buffers that older transformers saved; every version since computes them.
+_COMPUTED = re.compile(r"\.(embeddings\.position_ids|rotary_emb\.inv_freq)$")
+_DTYPES = {
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F32": ("float32", 4),
+    "I32": ("int32", 4),  # of packed weights only
+}
+_SHOWN = 5
+
+
+def canonical_name(key: str) -> str:
+    """The one name a tensor goes by, whatever layout ``key`` is from."""
+    for old, new in _RENAMES:
+        if key.startswith(old):
+            key = new + key[len(old) :]
+    return key
+
+
+def expected_tensors(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes of the model that transformers builds from ``config``.
+
+    A tied ``lm_head.weight`` is left out: it is the embedding table.
+    """
+    import torch
+    import transformers
+
+    auto_model: Any = transformers.AutoModelForImageTextToText
+    with torch.device("meta"):
+        model = auto_model.from_config(config)
+    shapes = {canonical_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes[LM_HEAD]
+    return shapes
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Where one tensor lies: ``offset`` bytes into ``file``."""
+
+    key: str
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """A checkpoint directory. Open it with :meth:`open`."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: LlavaConfig,
+        tensors: Mapping[str, _Tensor],
+        packed_format: PackedFormat | None = None,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self._tensors = dict(tensors)
+        self._packed = _packed_layers(self._tensors, packed_format)
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Read the config and the headers of all shards; no weights yet.
+
+        Raises:
+            UnsupportedError: for another architecture, or a quantisation that is not known.
+            CheckpointError: for a config or a weight file that is missing or damaged, for two
+                keys that mean the same tensor, and for packed weights that do not fit.
+        """
+        config = load_config(path)
+        packed_format = read_packed_format(read_json_object(path / "config.json"))
+        tensors: dict[str, _Tensor] = {}
+        for file in weight_files(path):
+            for tensor in _read_header(file):
+                name = canonical_name(tensor.key)
+                if _COMPUTED.search(name):
+                    continue
+                if name in tensors:
+                    raise _twice(name, tensors[name], tensor)
+                tensors[name] = tensor
+        checkpoint = cls(path, config, tensors, packed_format)
+        if config.tie_word_embeddings:
+            checkpoint._resolve_tied_head()
+        return checkpoint
+
+    def names(self) -> frozenset[str]:
+        """Canonical names of all tensors; without ``lm_head.weight`` where it is tied.
+
+        A packed layer counts as its weight.
+        """
+        stored = (n for n in self._tensors if not self._is_part_of_packed(n))
+        return frozenset(stored) | frozenset(self._packed)
+
+    def packed(self, name: str) -> PackedLayer | None:
+        """The packed layer whose weight this is; None for weights in float."""
+        return self._packed.get(name)
+
+    def packed_layers(self) -> tuple[PackedLayer, ...]:
+        """All packed layers; none for checkpoints that are not quantised."""
+        return tuple(self._packed.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header; of a packed weight, that of the layer."""
+        layer = self._packed.get(name)
+        return self._tensor(name).shape if layer is None else layer.shape
+
+    def dtype(self, name: str) -> str:
+        """Stored type of a tensor as safetensors spells it: ``F16``, ``BF16`` or ``F32``."""
+        return self._tensor(name).dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor from disk into memory of its own (CPU, stored type).
+
+        Plain reads instead of a mapping: the resident size is that of the tensors held. A packed
+        weight comes as the float32 that it stands for.
+
+        Raises:
+            CheckpointError: for an unknown name, or when the file has become shorter.
+        """
+        import torch
+
+        layer = self._packed.get(name)
+        if layer is not None:
+            numbers = layer.numbers(self.read, np.dtype(np.float32))
+            return torch.from_numpy(numbers.dequantize())
+        return _read_tensor(self._tensor(name))
+
+    def validate(self) -> None:
+        """Compare all names and shapes with the model that transformers builds from the config.
+
+        Raises:
+            CheckpointError: listing what is missing, unknown or of another shape.
+        """
+        expected = expected_tensors(self.config)
+        names = self.names()
+        missing = sorted(expected.keys() - names)
+        unknown = sorted(names - expected.keys())
+        shared = sorted(expected.keys() & names)
+        reshaped = [name for name in shared if self.shape(name) != expected[name]]
+        problems = [f"missing: {name} {list(expected[name])}" for name in missing]
+        problems += [f"unknown: {name} {list(self.shape(name))}" for name in unknown]
+        problems += [
+            f"{name}: expected {list(expected[name])}, found {list(self.shape(name))}"
+            for name in reshaped
+        ]
+        if not problems:
+            return
+        counts = f"{len(missing)} missing, {len(unknown)} unknown, {len(reshaped)} of another shape"
+        raise CheckpointError(
+            f"the tensors in {self.path} are not those that its config.json describes",
+            expected=f"the {len(expected)} tensors of the {self.config.model_type} in transformers",
+            found="\n    ".join([counts, *_first(problems)]),
+            fix="download the checkpoint again, or correct config.json",
+        )
+
+    def _is_part_of_packed(self, name: str) -> bool:
+        layer, _, part = name.rpartition(".")
+        return f".{part}" in PACKED_SUFFIXES and f"{layer}.weight" in self._packed
+
+    def _tensor(self, name: str) -> _Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(
+                f"the checkpoint has no tensor {name}", found=f"{len(self._tensors)} others"
+            ) from None
+
+    def _resolve_tied_head(self) -> None:
+        """One tensor for the tied table, whichever of its two names it was stored under."""
+        head = self._tensors.pop(LM_HEAD, None)
+        if head is None:
+            return
+        table = self._tensors.setdefault(EMBEDDINGS, head)
+        if table is not head and not self._same_values(table, head):
+            raise CheckpointError(
+                f"{LM_HEAD} differs from the embedding table that it is tied to",
+                expected="equal tensors, as tie_word_embeddings says",
+                found=f"different values in {head.file}",
+                fix=f"set tie_word_embeddings to false in {self.path / 'config.json'}, "
+                "in text_config as well",
+            )
+
+    def _same_values(self, first: _Tensor, second: _Tensor) -> bool:
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        left = math.prod(first.shape) * _DTYPES[first.dtype][1]
+        with first.file.open("rb") as one, second.file.open("rb") as other:
+            one.seek(first.offset)
+            other.seek(second.offset)
+            while left > 0:
+                chunk = min(left, 1 << 22)
+                if one.read(chunk) != other.read(chunk):
+                    return False
+                left -= chunk
+        return True
+
+
+def load_config(path: Path) -> LlavaConfig:
+    """Read config.json of a LLaVA checkpoint through transformers.
+
+    Raises:
+        CheckpointError: if it is missing or cannot be read.
+        UnsupportedError: naming the architecture.
+    """
+    from transformers import AutoConfig
+
+    file = path / "config.json"
+    content = read_json_object(file)
+    check_architecture(content)
+    try:
+        config: LlavaConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers lets errors of many libraries through
+        raise CheckpointError(
+            f"transformers cannot read {file}",
+            expected="the config of a LLaVA checkpoint",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    return config
+
+
+def _packed_layers(
+    tensors: dict[str, _Tensor], packed_format: PackedFormat | None
+) -> dict[str, PackedLayer]:
+    if packed_format is not None:
+        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+        return find_packed_layers(stored, packed_format, lambda name: _read_tensor(tensors[name]))
+    packed = next((name for name in tensors if name.endswith(PACKED_SUFFIXES)), None)
+    if packed is None:
+        return {}
+    raise CheckpointError(
+        "the weights are packed, but config.json does not say how",
+        expected="quantization_config, with quant_method awq or gptq",
+        found=packed,
+        fix="copy quantize_config.json or quant_config.json into quantization_config there",
+    )
+
+
+def _read_tensor(tensor: _Tensor) -> torch.Tensor:
+    import torch
+
+    torch_name, size_of = _DTYPES[tensor.dtype]
+    buffer = torch.empty(math.prod(tensor.shape) * size_of, dtype=torch.uint8)
+    with tensor.file.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        _read_into(file, buffer.numpy().data, tensor)
+    return buffer.view(getattr(torch, torch_name)).reshape(tensor.shape)
+
+
+def _read_header(file: Path) -> list[_Tensor]:
+    """Names, types, shapes and offsets of a safetensors file, checked against its size."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError(f"header of {length} bytes in a file of {size}")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return [_entry(file, key, value, 8 + length, size) for key, value in header.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file",
+            expected="a header and all the data it describes",
+            found=str(error) or type(error).__name__,
+            fix="download the file again",
+        ) from error
+
+
+def _entry(file: Path, key: str, value: dict[str, Any], start: int, size: int) -> _Tensor:
+    shape = tuple(int(length) for length in value["shape"])
+    begin, end = (int(offset) for offset in value["data_offsets"])
+    dtype = str(value["dtype"])
+    if not 0 <= begin <= end or start + end > size:
+        raise ValueError(f"{key} ends at byte {start + end} of a file of {size}")
+    if dtype not in _DTYPES or (dtype == "I32" and not key.endswith(PACKED_SUFFIXES)):
+        if not _COMPUTED.search(key):
+            raise UnsupportedError(
+                f"{key} is stored as {dtype}", expected="F16, BF16 or F32", found=dtype
+            )
+    elif end - begin != math.prod(shape) * _DTYPES[dtype][1]:
+        raise ValueError(f"{key} has {end - begin} bytes for {dtype} {list(shape)}")
+    return _Tensor(key, file, start + begin, dtype, shape)
+
+
+def _read_into(file: Any, view: memoryview, tensor: _Tensor) -> None:
+    """Fill ``view``; one read call returns 2 GiB at most."""
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise CheckpointError(
+                f"{tensor.file} ends inside {tensor.key}", fix="download the file again"
+            )
+        view = view[count:]
+
+
+def _twice(name: str, first: _Tensor, second: _Tensor) -> CheckpointError:
+    return CheckpointError(
+        f"two keys mean the tensor {name}",
+        expected="one key layout in all shards",
+        found=f"{first.key} in {first.file.name}, {second.key} in {second.file.name}",
+        fix="download the checkpoint again into an empty directory",
+    )
+
+
+def _first(problems: list[str]) -> Iterable[str]:
+    yield from problems[:_SHOWN]
+    if len(problems) > _SHOWN:
+        yield f"and {len(problems) - _SHOWN} more"

@@ -1,0 +1,1 @@
+"""Writing ONNX: nodes, files, and what each target takes."""

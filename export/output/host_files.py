@@ -1,0 +1,153 @@
+"""What the host needs beside the graphs: embedding table, tokenizer, template, image facts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divprune.export.checkpoint.checkpoint import EMBEDDINGS
+from divprune.export.checkpoint.source import read_json_object
+from divprune.export.checkpoint.weights import WeightSource
+from divprune.runtime.errors import CheckpointError
+
+__all__ = ["write_embeddings", "write_host_files"]
+
+# In the order in which transformers looks; where several differ, the first one is the model's.
+_TEMPLATE_FILES = (
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer_config.json",
+)
+
+
+def write_embeddings(directory: Path, weights: WeightSource) -> None:
+    """Write ``embed_tokens.safetensors``: one tensor ``embed_tokens`` [vocabulary, hidden]."""
+    from safetensors.numpy import save_file
+
+    table = np.ascontiguousarray(weights.read(EMBEDDINGS))
+    path = directory / "embed_tokens.safetensors"
+    save_file({"embed_tokens": table}, path)
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def write_host_files(checkpoint: Path, directory: Path, config: Any) -> None:
+    """Write tokenizer, chat template, generation config and image processor config.
+
+    Raises:
+        CheckpointError: naming the file that is missing and what to do about it.
+    """
+    _write_tokenizer(checkpoint, directory)
+    template = _chat_template(checkpoint)
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_json(directory / "generation_config.json", _generation_config(checkpoint, config))
+    _write_json(directory / "preprocessor_config.json", _image_processor_config(checkpoint))
+
+
+def _write_tokenizer(checkpoint: Path, directory: Path) -> None:
+    """Write the tokenizer as transformers would use it.
+
+    Not a copy of the checkpoint's files: transformers changes what they say while loading (a
+    pre-tokenizer for ``legacy: false``, a BOS for ``add_bos_token``) and old ones have no
+    tokenizer.json at all.
+    """
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception as error:  # transformers lets errors of many libraries through
+        raise _no_tokenizer(checkpoint, f"{type(error).__name__}: {error}") from error
+    with tempfile.TemporaryDirectory(dir=directory) as saved:
+        tokenizer.save_pretrained(saved)
+        if not Path(saved, "tokenizer.json").is_file():
+            raise _no_tokenizer(checkpoint, f"{type(tokenizer).__name__}, written in Python")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(Path(saved, name), directory / name)
+
+
+def _no_tokenizer(checkpoint: Path, found: str) -> CheckpointError:
+    old = not (checkpoint / "tokenizer.json").exists() and (checkpoint / "tokenizer.model").exists()
+    return CheckpointError(
+        "the checkpoint has no tokenizer that can be used",
+        expected=f"tokenizer.json and tokenizer_config.json in {checkpoint}",
+        found=found,
+        fix="pip install sentencepiece, which converts tokenizer.model"
+        if old
+        else "copy both files of the original model into the directory",
+    )
+
+
+def _chat_template(checkpoint: Path) -> str:
+    """The template that transformers' processor takes; without one, the tokenizer's."""
+    for name in _TEMPLATE_FILES:
+        template = _stored_template(checkpoint / name)
+        if template is not None:
+            return template
+    raise CheckpointError(
+        "the checkpoint has no chat template",
+        expected="a template in one of " + ", ".join(_TEMPLATE_FILES),
+        found=f"none of them in {checkpoint}",
+        fix="write the model's template to chat_template.jinja there",
+    )
+
+
+def _stored_template(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    if path.suffix == ".jinja":
+        return _read_text(path)
+    template = (_read_json(path) or {}).get("chat_template")
+    if isinstance(template, list):
+        entries = (entry for entry in template if isinstance(entry, dict))
+        named = {entry.get("name"): entry.get("template") for entry in entries}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
+    stored = _read_json(checkpoint / "generation_config.json") or {}
+    if stored.get("eos_token_id") is None:
+        eos = getattr(config, "eos_token_id", None)
+        eos = config.text_config.eos_token_id if eos is None else eos
+        if eos is None:
+            raise CheckpointError(
+                "no end-of-sequence token is known",
+                expected="eos_token_id in generation_config.json or config.json",
+                fix=f"write it to {checkpoint / 'generation_config.json'}",
+            )
+        stored = {**stored, "eos_token_id": eos}
+    return stored
+
+
+def _image_processor_config(checkpoint: Path) -> dict[str, Any]:
+    """What transformers 5 nests in processor_config.json, or preprocessor_config.json."""
+    nested = (_read_json(checkpoint / "processor_config.json") or {}).get("image_processor")
+    found = nested or _read_json(checkpoint / "preprocessor_config.json")
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            "the checkpoint does not say how pictures are prepared",
+            expected="preprocessor_config.json, or image_processor in processor_config.json",
+            found=f"neither in {checkpoint}",
+            fix="copy preprocessor_config.json of the original model into the directory",
+        )
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return read_json_object(path) if path.is_file() else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text", found=error) from error
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

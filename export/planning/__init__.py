@@ -1,0 +1,1 @@
+"""What an export is asked for, and what it will write."""

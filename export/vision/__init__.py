@@ -1,0 +1,1 @@
+"""The vision graph: tower, projector and selection."""

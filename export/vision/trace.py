@@ -1,0 +1,282 @@
+"""The vision graph: tower and projector as torch traces them, the selection written behind.
+
+| | name | dtype, shape | meaning |
+|---|---|---|---|
+| in | pixel_values | float32 [1, 3, H, W] | as the model's own image processor makes them |
+| out | image_features | float [N, hidden] | all projected tokens, raster order |
+| out | selection_order | int64 [K] | kept indices in the order they were chosen |
+| out | selected_features | float [K, hidden] | the kept rows, indices ascending |
+
+A selector inside the LLM leaves ``image_features`` as the only output.
+
+The module is traced on the meta device: weights are read when the model is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from divprune.export.checkpoint.checkpoint import canonical_name
+from divprune.export.checkpoint.quantization.vision_int8 import quantize_tower
+from divprune.export.checkpoint.weights import WeightSource
+from divprune.export.graphs.files import ir_version
+from divprune.export.vision.selection_graph import OPSET, append_mixture, append_selection
+from divprune.runtime.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from divprune.export.selection import Selector
+
+__all__ = [
+    "OPSET",
+    "attach_weights",
+    "buffer_values",
+    "count_image_tokens",
+    "trace_features",
+    "trace_module",
+    "trace_vision",
+]
+
+NO_SIGNALS: Mapping[str, str] = MappingProxyType({})
+NO_TENSORS: Mapping[str, ir.LazyTensor] = MappingProxyType({})
+
+
+def count_image_tokens(module: torch.nn.Module, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Number of visual tokens and their width, from the shapes alone."""
+    import torch
+
+    with torch.no_grad():
+        features = module(torch.zeros(1, 3, *image_size, device="meta"))
+    return int(features.shape[0]), int(features.shape[1])
+
+
+def trace_vision(
+    module: torch.nn.Module,
+    image_size: tuple[int, int],
+    weights: WeightSource,
+    selector: Selector,
+    num_kept: int,
+    opset: int = OPSET,
+    *,
+    signals: Mapping[str, str] = NO_SIGNALS,
+    projector: torch.nn.Module | None = None,
+    int8: bool = False,
+) -> ir.Model:
+    """Trace ``module`` (on the meta device) and append the selection of ``num_kept`` tokens.
+
+    Args:
+        module: The family's ``image_feature_module``, with the signals that are asked for.
+        image_size: Height and width of the pixels.
+        weights: Where the parameters' values come from, when the model is saved.
+        selector: What chooses.
+        num_kept: K.
+        opset: Operator set of the graph.
+        signals: For each signal the selector needs, the name of the one that it gets: they are
+            values of the graph under these names, and no outputs.
+        projector: The family's ``projector_module``, for a selector that merges before it.
+        int8: Quantise the tower's linear layers.
+    """
+    outputs = ("image_features", *signals.values())
+    model = trace_module(module, (1, 3, *image_size), ("pixel_values", outputs), weights, opset)
+    graph = model.graph
+    values = dict(zip(signals, graph.outputs[1:], strict=True))
+    del graph.outputs[1:]
+    features = graph.outputs[0]
+    if projector is None:
+        append_selection(graph, features, partial(selector.write, signals=values), num_kept)
+    else:
+        assert values["patch_features"].shape is not None
+        width = int(values["patch_features"].shape.numpy()[1])
+        names = ("rows", ("features",))
+        branch = trace_module(projector, (num_kept, width), names, weights, opset)
+        append_mixture(graph, features, selector, num_kept, values, branch.graph)
+    attach_weights(graph, weights, int8=int8)
+    return model
+
+
+def trace_features(
+    module: torch.nn.Module,
+    image_size: tuple[int, int],
+    weights: WeightSource,
+    opset: int = OPSET,
+    *,
+    int8: bool = False,
+) -> ir.Model:
+    """Trace ``module`` alone: pixel_values to image_features, nothing is selected."""
+    names = ("pixel_values", ("image_features",))
+    model = trace_module(module, (1, 3, *image_size), names, weights, opset)
+    attach_weights(model.graph, weights, int8=int8)
+    return model
+
+
+def trace_module(
+    module: torch.nn.Module,
+    shape: Sequence[int],
+    names: tuple[str, Sequence[str]],
+    weights: WeightSource,
+    opset: int = OPSET,
+) -> ir.Model:
+    """Trace a module of one input; its parameters have names and no values yet.
+
+    Args:
+        module: On the meta device.
+        shape: Of the input: float32 where it is pixels, otherwise in the export's dtype.
+        names: Of the input, and of all outputs.
+        weights: Says which dtype the export has.
+        opset: Operator set of the graph.
+    """
+    import onnxscript.optimizer
+    import torch
+
+    half = torch.float16 if weights.dtype == ir.DataType.FLOAT16 else torch.float32
+    module = module.to(half)
+    dtype = torch.float32 if names[0] == "pixel_values" else half
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(*shape, device="meta", dtype=dtype),),
+            dynamo=True,
+            optimize=False,
+            opset_version=opset,
+            input_names=[names[0]],
+            output_names=list(names[1]),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    _detach_parameters(model.graph, module)
+    _spell_out_casts(model.graph, weights.dtype)
+    onnxscript.optimizer.fold_constants(model)
+    onnxscript.optimizer.remove_unused_nodes(model)
+    _drop_traces(model.graph)
+    model.ir_version = ir_version(opset)
+    model.producer_name, model.producer_version = "divprune-edge", None
+    return model
+
+
+def _spell_out_casts(graph: ir.Graph, dtype: ir.DataType) -> None:
+    """Replace ``CastLike``, which old TensorRTs do not know: it gives constants the tower's dtype.
+
+    The values that it looks at come without a type; a wrong guess would not even load.
+    """
+    for node in [node for node in graph if node.op_type == "CastLike"]:
+        value, like = node.inputs
+        assert like is not None
+        cast = ir.node("Cast", [value], {"to": like.dtype or dtype}, name=node.name)
+        cast.outputs[0].shape = node.outputs[0].shape
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], [cast], node.outputs, cast.outputs
+        )
+
+
+def _detach_parameters(graph: ir.Graph, module: torch.nn.Module) -> None:
+    """Leave the parameters, which have no values yet, out of what folding may look at."""
+    names = {name for name, _ in module.named_parameters()}
+    names |= {name for name, _ in module.named_buffers()}
+    for name in names & set(graph.initializers):
+        graph.initializers[name].const_value = None
+
+
+def attach_weights(
+    graph: ir.Graph,
+    weights: WeightSource,
+    derived: Mapping[str, ir.LazyTensor] = NO_TENSORS,
+    *,
+    int8: bool = False,
+) -> None:
+    """Replace the traced module's empty parameters by tensors of the checkpoint.
+
+    ``derived`` has those, by canonical name, that are made from the checkpoint's instead.
+    ``int8`` quantises the tower's linear layers.
+    """
+    for value in list(graph.initializers.values()):
+        assert value.name is not None
+        assert value.shape is not None
+        if value.const_value is not None:
+            continue
+        name = canonical_name(value.name)
+        if name in derived:
+            value.const_value = derived[name]
+        elif name in weights:
+            _attach_weight(graph, value, weights, name)
+        else:
+            numbers = buffer_values(name, int(value.shape.numpy()[-1]))
+            value.const_value = ir.tensor(numbers, name=value.name)
+    if int8:
+        quantize_tower(graph, weights)
+
+
+def buffer_values(name: str, length: int) -> np.ndarray:
+    """Values [1, length] of a buffer that a tower has and no checkpoint stores.
+
+    Raises:
+        UnsupportedError: for any but ``position_ids``, which count from 0.
+    """
+    if not name.endswith("embeddings.position_ids"):
+        raise UnsupportedError(
+            f"the vision tower has a buffer that no checkpoint stores: {name}",
+            expected="position_ids only",
+        )
+    return np.arange(length)[None]
+
+
+def _attach_weight(graph: ir.Graph, value: ir.Value, weights: WeightSource, name: str) -> None:
+    uses = list(value.uses())
+    transposes = [use.node for use in uses if _is_matrix_transpose(use.node)]
+    if not transposes or len(transposes) != len(uses):
+        value.const_value = weights.lazy(name)
+        return
+    # A linear layer's weight: store it as MatMul reads it, instead of transposing at load.
+    lazy = weights.lazy(name, transpose=True)
+    lazy.name = f"{name}.transposed"
+    transposed = ir.Value(
+        name=lazy.name, shape=lazy.shape, type=ir.TensorType(lazy.dtype), const_value=lazy
+    )
+    graph.register_initializer(transposed)
+    for node in transposes:
+        ir.convenience.replace_all_uses_with(node.outputs[0], transposed)
+        graph.remove(node, safe=True)
+    assert value.name is not None
+    del graph.initializers[value.name]
+
+
+def _is_matrix_transpose(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and tuple(node.attributes["perm"].as_ints()) == (1, 0)
+
+
+def _drop_traces(graph: ir.Graph) -> None:
+    """Remove the exporter's notes: stack traces with paths of this machine, and its own names."""
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's notes about packages that this graph does not need off the screen."""
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

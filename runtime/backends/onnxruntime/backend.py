@@ -1,0 +1,261 @@
+"""ONNX Runtime: the graphs as sessions, the KV cache bound in place.
+
+| graph | input | dtype, shape |
+|---|---|---|
+| vision | ``pixel_values`` | float32 [crops, 3, H, W] |
+| selection | ``image_features`` | float [N, hidden]; a selector may read more, or pixels |
+| llm | ``inputs_embeds`` | float [1, S, hidden] |
+| llm | ``position_ids`` | int64 [1, S] |
+| llm | ``write_indices`` | int64 [1], slots filled before this call |
+| llm | ``past_key_i``, ``past_value_i`` | float [1, KV heads, S_max, head dim] |
+
+S_max is the manifest's ``max_seq_len``; graphs of the dialect ``ort`` leave it open.
+
+Directories for TensorRT run here as well, to check them before they are copied to the device.
+In the dialect ``delta`` (target jetpack6) the LLM graph yields ``new_key_i`` and ``new_value_i``
+[1, KV heads, S, head dim], and this backend writes them into the cache (on the CPU only).
+
+``llm_prefill``, where there is one, has the inputs and outputs of ``llm`` and takes the prompt.
+
+With a selection inside the LLM there are ``llm_front``, ``llm_selection`` and ``llm_back``
+(`divprune.export.decoder.graph`, `divprune.export.selection.in_llm`) instead of ``llm``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from divprune.runtime.backends import ImageFeatures, PrunedPrefill, SmallPictureFeatures
+from divprune.runtime.backends.onnxruntime.cache import KVCache
+from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
+from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
+from divprune.runtime.backends.onnxruntime.session import open_session, require_onnxruntime
+from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.generation.kept_tokens import kept_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from numpy.typing import NDArray
+
+    from divprune.runtime.backends import Selection
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.directory.manifest import Manifest
+
+__all__ = ["ROWS_ON_CPU", "OnnxRuntimeBackend", "load", "load_selection"]
+
+ROWS_ON_CPU = 128
+"""Prompts go through a CPU in pieces of so many rows: what a layer makes of them stays in its
+caches (636 rows of a 1.1B in int8: 1.2 s instead of 1.6 s on two cores of a Xeon with AMX), and
+scratch memory does not grow with the prompt."""
+
+
+def load(
+    directory: EngineDirectory,
+    *,
+    device: str,
+    threads: int | None,
+    residency: str = "concurrent",
+) -> OnnxRuntimeBackend:
+    """Open the graphs on ``device`` and allocate the KV cache; ``sequential``: vision only.
+
+    Raises:
+        BackendError: if ONNX Runtime is missing, too old, without the device, or refuses.
+        EngineDirectoryError: if a graph is not the one that the manifest describes.
+    """
+    library = require_onnxruntime(directory.manifest, device)
+    session = partial(open_session, library, directory, device=device, threads=threads)
+    residents = Residents(
+        partial(session, "vision", runs_once=True),
+        partial(session, "full", runs_once=True),
+        partial(_open_decoder, library, directory.manifest, device, session),
+        together=residency == "concurrent",
+    )
+    return OnnxRuntimeBackend(
+        residents,
+        directory.manifest,
+        f"onnxruntime {library.__version__} ({device.upper()})",
+        rows_at_once=ROWS_ON_CPU if device == "cpu" else None,
+    )
+
+
+def _open_decoder(
+    library: ModuleType, manifest: Manifest, device: str, session: Callable[..., Any]
+) -> Decoder:
+    # The larger ones first: what loading needs on top of the weights is gone when others come.
+    has_prefill = "llm_prefill" in manifest.graphs
+    prefill_session = session("llm_prefill", runs_once=True) if has_prefill else None
+    sessions = [session(name, runs_once=False) for name in manifest.llm_graphs]
+    specs = [manifest.decoder_graph(name) for name in manifest.llm_graphs]
+    parts = [
+        DecoderSession(library, opened, spec, KVCache(library, spec, device))
+        for opened, spec in zip(sessions, specs, strict=True)
+    ]
+    prefill = None
+    if prefill_session is not None:
+        prefill = DecoderSession(library, prefill_session, specs[0], parts[0].cache)
+    has_selection = "llm_selection" in manifest.graphs
+    selection = session("llm_selection", runs_once=True) if has_selection else None
+    return Decoder(parts, prefill, selection)
+
+
+def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
+    """Open the selection graph; the errors are those of ``load``."""
+    library = require_onnxruntime(directory.manifest, device)
+    session = open_session(
+        library, directory, "selection", device=device, threads=threads, runs_once=True
+    )
+    others = _made_up_inputs(directory.manifest)
+    outputs = [output.name for output in directory.manifest.graphs["selection"].outputs]
+    takes_features = len(others) < len(session.get_inputs())
+
+    def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
+        feeds = others | ({"image_features": image_features} if takes_features else {})
+        order: NDArray[np.int64]
+        order, *_ = session.run(outputs, feeds)
+        return order
+
+    return select
+
+
+def _made_up_inputs(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """For what a selection reads beside the features: numbers that take as long as real ones."""
+    generator = np.random.default_rng(0)
+    inputs = manifest.graphs["selection"].inputs
+    return {
+        spec.name: generator.random([int(size) for size in spec.shape], np.float32)
+        for spec in inputs
+        if spec.name != "image_features"
+    }
+
+
+def _pieces(count: int, most: int | None) -> list[slice]:
+    """Rows 0 to ``count`` in pieces of about the same size, each of ``most`` rows or fewer."""
+    pieces = 1 if most is None else -(-count // most)
+    ends = [count * i // pieces for i in range(pieces + 1)]
+    return [slice(*ends[i : i + 2]) for i in range(pieces)]
+
+
+class OnnxRuntimeBackend:
+    """Sessions of one engine directory; the decoder is in one part, or in a front and a back."""
+
+    def __init__(
+        self,
+        residents: Residents,
+        manifest: Manifest,
+        name: str,
+        *,
+        rows_at_once: int | None = None,
+    ) -> None:
+        self.name = name
+        self._residents = residents
+        self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
+        self._rows_at_once = rows_at_once
+        # There masked slots are multiplied by zero instead of being left out.
+        self._reads_masked_slots = manifest.dialect != "ort"
+        self._num_image_tokens = manifest.selector.num_image_tokens
+        self._inside_llm = manifest.selector.inside_llm
+
+    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+        """Run the vision graph on float32 [crops, 3, H, W]."""
+        feeds = {"pixel_values": pixel_values}
+        names = self._vision_outputs
+        found = dict(zip(names, self._residents.vision().run(names, feeds), strict=True))
+        order = found.get("selection_order", np.empty(0, np.int64))
+        if "image_features" not in found:
+            encode_full = partial(self._encode_full, pixel_values)
+            selected = found["selected_features"]
+            return SmallPictureFeatures(order, selected, self._num_image_tokens, encode_full)
+        features = found["image_features"]
+        return ImageFeatures(features, order, found.get("selected_features", features[:0]))
+
+    def _encode_full(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+        """All tokens of the full picture; its graph is opened when it is first needed."""
+        feeds = {"pixel_values": pixel_values}
+        (features,) = self._residents.full().run(["image_features"], feeds)
+        return ImageFeatures(features, np.empty(0, np.int64), features[:0])
+
+    def reset(self) -> None:
+        """Start a new sequence; old slots are overwritten before they count.
+
+        Where masked slots are read, a NaN in one would spoil every sequence that follows: there
+        they become zeros.
+        """
+        for part in self._residents.start_sequence().parts:
+            if self._reads_masked_slots:
+                part.cache.clear()
+            part.cache.filled = 0
+
+    def forward(
+        self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Append S rows to the cache and return the logits [V] of the last one.
+
+        Raises:
+            BackendError: if S rows do not fit into what is left of the cache.
+        """
+        decoder = self._residents.decoder()
+        parts = decoder.parts
+        if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
+            parts = [decoder.prefill]
+        for part in _pieces(inputs_embeds.shape[1], self._rows_at_once):
+            rows, positions = inputs_embeds[:, part], position_ids[:, part]
+            for graph in parts[:-1]:
+                rows = graph.run(rows, positions)["hidden_states"]
+            logits: NDArray[np.float32] = parts[-1].run(rows, positions)["logits"][0, 0]
+        return logits
+
+    def prefill_pruned(
+        self,
+        inputs_embeds: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        first_slots: Sequence[int],
+        num_kept: int,
+    ) -> PrunedPrefill:
+        """Front, selection, the kept rows through the back; as ``Backend`` says.
+
+        Raises:
+            BackendError: if the rows do not fit into the cache.
+            UnsupportedError: if this directory has no selection inside the LLM.
+        """
+        if not self._inside_llm:
+            raise UnsupportedError("this engine directory does not prune inside the LLM")
+        decoder = self._residents.decoder()
+        front, back = decoder.parts
+        outputs = front.run(inputs_embeds, position_ids)
+        start = perf_counter()
+        select = partial(self._select, decoder.selection, front, outputs)
+        orders = tuple(select(first)[:num_kept] for first in first_slots)
+        num_rows = inputs_embeds.shape[1]
+        stays = kept_rows(num_rows, first_slots, self._num_image_tokens, orders)
+        hidden = np.ascontiguousarray(outputs["hidden_states"][:, stays])
+        selection_ms = (perf_counter() - start) * 1000
+        logits = back.run(hidden, position_ids[:, stays])["logits"][0, 0]
+        return PrunedPrefill(logits, orders, selection_ms)
+
+    def _select(
+        self,
+        selection: Any | None,
+        front: DecoderSession,
+        outputs: dict[str, NDArray[Any]],
+        first: int,
+    ) -> NDArray[np.int64]:
+        """The selection graph on one picture, whose tokens start at row ``first``."""
+        if selection is None:
+            return np.empty(0, np.int64)
+        hidden = outputs["hidden_states"][0]
+        feeds: dict[str, Any] = {
+            "visual_states": hidden[first : first + self._num_image_tokens],
+            "last_state": hidden[-1:],
+            "last_query": outputs.get("last_query"),
+            "keys": front.cache.last_keys,
+            "first_slot": np.array([first], np.int64),
+            "num_slots": np.array([front.cache.filled], np.int64),
+        }
+        order: NDArray[np.int64] = front.run_beside(selection, feeds, "selection_order")
+        return order

@@ -1,0 +1,171 @@
+"""One graph to one engine file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from divprune.runtime.backends.tensorrt.engine_file import EngineFile, make_stream_writer
+from divprune.runtime.backends.tensorrt.engine_record import BuildOptions, BuiltEngine, graph_hashes
+from divprune.runtime.backends.tensorrt.build.parse import parse_graph
+from divprune.runtime.backends.tensorrt.profiles import Profile, profile_shapes
+from divprune.runtime.backends.tensorrt.build.progress import OnStep, make_monitor
+from divprune.runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    from divprune.runtime.backends.tensorrt.library import TensorRT
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+
+__all__ = ["DECODER_PARTS", "EngineTask", "build_engine"]
+
+log = logging.getLogger(__name__)
+
+TIMING_CACHE = "timing.cache"
+DECODER_PARTS = ("llm", "llm_front", "llm_back")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTask:
+    """One engine to build.
+
+    Attributes:
+        name: A key of ``EngineRecord.engines``; its file is ``<name>.engine``.
+        graph: Key of ``manifest.graphs``.
+        profiles: None for static shapes.
+        compute_capability: What it is for.
+        options: Memory and flags.
+    """
+
+    name: str
+    graph: str
+    profiles: tuple[Profile, ...]
+    compute_capability: str
+    options: BuildOptions
+
+    @property
+    def streams_weights(self) -> bool:
+        """Whether its weights may stay in host memory: it is a part of the decoder."""
+        return self.name in DECODER_PARTS
+
+
+def build_engine(
+    library: TensorRT,
+    logger: Any,
+    directory: EngineDirectory,
+    task: EngineTask,
+    folder: Path,
+    on_step: OnStep,
+) -> BuiltEngine:
+    """Build an engine into ``folder``; a timing cache there is used and brought up to date.
+
+    Args:
+        library: TensorRT or TensorRT-RTX.
+        logger: From ``make_logger``.
+        directory: The engine directory.
+        task: What to build.
+        folder: Where the engine goes.
+        on_step: Is told the progress.
+
+    Raises:
+        BackendError: if the parser or the builder refuses the graph.
+        KeyboardInterrupt: after Ctrl-C.
+        OSError: if it cannot be written.
+    """
+    spec = directory.manifest.graphs[task.graph]
+    builder = library.module.Builder(logger)
+    if builder is None:
+        raise _build_error(library, task, spec.path, logger.errors())
+    network, parser = parse_graph(library, builder, logger, directory.file(spec.path), spec)
+    config = _configure(library, builder, task)
+    _add_profiles(builder, config, directory, task)
+    timing_cache = None if library.is_rtx else _load_timing_cache(config, folder)
+    monitor = make_monitor(library, on_step)
+    config.progress_monitor = monitor
+    with EngineFile(folder / f"{task.name}.engine") as file:
+        built = _build_to_file(library, builder, network, config, file)
+    del parser
+    monitor.reraise()
+    if not built:
+        raise _build_error(library, task, spec.path, logger.errors())
+    if timing_cache is not None:
+        blob = config.get_timing_cache().serialize()
+        (folder / TIMING_CACHE).write_bytes(bytes(memoryview(blob)))
+    return BuiltEngine(
+        path=f"{task.name}.engine",
+        sha256=file.sha256,
+        size=file.size,
+        graph=task.graph,
+        graph_files=graph_hashes(directory, task.graph),
+        profiles=tuple(profile.name for profile in task.profiles),
+    )
+
+
+def _configure(library: TensorRT, builder: Any, task: EngineTask) -> Any:
+    trt, config = library.module, builder.create_builder_config()
+    pool = trt.MemoryPoolType.WORKSPACE
+    config.set_memory_pool_limit(pool, task.options.workspace_bytes)
+    # The selection compares float32 similarities; TF32 would round them to 10 bits.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if task.options.weight_streaming and task.streams_weights:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if library.is_rtx:
+        name = "SM" + task.compute_capability.replace(".", "")
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+    return config
+
+
+def _add_profiles(builder: Any, config: Any, directory: EngineDirectory, task: EngineTask) -> None:
+    spec = directory.manifest.graphs[task.graph]
+    for profile in task.profiles:
+        added = builder.create_optimization_profile()
+        for name, shapes in profile_shapes(spec, profile).items():
+            added.set_shape(name, *shapes)
+        config.add_optimization_profile(added)
+
+
+def _load_timing_cache(config: Any, folder: Path) -> Any:
+    path = folder / TIMING_CACHE
+    content = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(content)
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
+        log.info("%s is of another GPU or version; kernels are timed anew", path)
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _build_to_file(
+    library: TensorRT, builder: Any, network: Any, config: Any, file: EngineFile
+) -> bool:
+    """Build; False where the builder gave nothing. Streams where the library can."""
+    if not hasattr(builder, "build_serialized_network_to_stream"):
+        blob = builder.build_serialized_network(network, config)
+        return blob is not None and file.write(blob) > 0
+    writer = make_stream_writer(library, file)
+    done = builder.build_serialized_network_to_stream(network, config, writer)
+    writer.reraise()
+    return bool(done) and file.size > 0
+
+
+def _build_error(library: TensorRT, task: EngineTask, path: str, errors: list[str]) -> BackendError:
+    found = "\n            ".join(errors or ["nothing, and no reason given"])
+    if any("memory" in error.lower().replace("outofmemory", "memory") for error in errors):
+        limit = task.options.workspace_bytes >> 20
+        return BackendError(
+            f"{library.title} ran out of memory while it built {path}",
+            expected=f"room for the weights of the graph and {limit} MiB of workspace",
+            found=found,
+            fix=f"--workspace {max(64, limit // 2)}, close other programs (on a Jetson the desktop:"
+            " sudo systemctl isolate multi-user.target), add swap, or export with a smaller"
+            " --max-seq-len",
+        )
+    return BackendError(
+        f"{library.title} cannot build {path} for compute capability {task.compute_capability}",
+        expected="an engine",
+        found=found,
+        fix="run divprune-build again with --verbose; export again with the --target of this"
+        " library",
+    )

@@ -1,0 +1,110 @@
+"""One graph of the decoder with its cache: the whole, or a half of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from divprune.runtime.backends.cuda.buffers import DeviceBuffer
+from divprune.runtime.backends.tensorrt.cache import DeviceCache
+from divprune.runtime.backends.tensorrt.profiles import choose_profile, llm_profiles
+from divprune.runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    from divprune.runtime.backends.tensorrt.engine import Engine, Session
+    from divprune.runtime.directory.manifest import Manifest, TensorSpec
+
+__all__ = ["DecoderPart"]
+
+
+class DecoderPart:
+    """Where the rows of one graph go: into its cache, and to its outputs.
+
+    Args:
+        session: What the engines share.
+        manifest: Of the engine directory.
+        name: One of ``manifest.llm_graphs``.
+
+    Attributes:
+        filled: Cache slots that the sequence has filled.
+    """
+
+    def __init__(self, session: Session, manifest: Manifest, name: str) -> None:
+        spec = manifest.graphs[name]
+        keys = [tensor for tensor in spec.inputs if tensor.name.startswith("past_key_")]
+        self._profiles = llm_profiles(manifest, name)
+        self._rows = spec.inputs[0]
+        self._capacity = int(keys[0].shape[2])
+        self._cache = DeviceCache(
+            session.cuda,
+            replace(manifest.kv_cache, num_layers=len(keys)),
+            self._capacity,
+            manifest.dialect,
+            session.stream,
+            first_layer=int(keys[0].name.rpartition("_")[2]),
+        )
+        self._outputs = {
+            tensor.name: DeviceBuffer(session.cuda, _num_bytes(tensor, manifest.max_prefill_len))
+            for tensor in spec.outputs
+            if not tensor.name.startswith(("present_", "new_"))
+        }
+        self.filled = 0
+
+    @property
+    def last_keys(self) -> int:
+        """Address of the key cache of the last layer in this graph."""
+        return self._cache.last_keys
+
+    def output(self, name: str) -> int:
+        """Address of an output that does not belong to the cache."""
+        return self._outputs[name].address
+
+    def reset(self) -> None:
+        """Start a new sequence in an empty cache."""
+        if self.filled:
+            self._cache.clear()
+        self.filled = 0
+
+    def require_room(self, rows: int) -> None:
+        """Check that the cache takes more rows.
+
+        Raises:
+            BackendError: if it does not.
+        """
+        if self.filled + rows > self._capacity:
+            raise BackendError(
+                "the KV cache is full",
+                expected=f"at most {self._capacity} slots",
+                found=f"{self.filled} filled and {rows} to write",
+                fix="ask for fewer tokens, or export with a larger --max-seq-len",
+            )
+
+    def addresses(self, rows: int, embeds: int, positions: int, slot: int) -> dict[str, int]:
+        """Addresses of every input and output for a run of ``rows``."""
+        return {
+            self._rows.name: embeds,
+            "position_ids": positions,
+            "write_indices": slot,
+            **{name: buffer.address for name, buffer in self._outputs.items()},
+            **self._cache.addresses(rows),
+        }
+
+    def enqueue(self, engine: Engine, rows: int, addresses: dict[str, int]) -> None:
+        """Run the engine on ``rows`` at these addresses."""
+        hidden = int(self._rows.shape[2])
+        shapes = {self._rows.name: (1, rows, hidden), "position_ids": (1, rows)}
+        engine.run(choose_profile(self._profiles, rows), shapes, addresses)
+
+    def commit(self, rows: int) -> None:
+        """Count the rows of the last run as filled, and write them where the graph did not."""
+        self._cache.commit(self.filled, rows)
+        self.filled += rows
+
+
+def _num_bytes(tensor: TensorSpec, rows: int) -> int:
+    """Of an output; the dimension that varies is the number of rows."""
+    shape = [rows if isinstance(dim, str) else dim for dim in tensor.shape]
+    return prod(shape) * np.dtype(tensor.dtype).itemsize

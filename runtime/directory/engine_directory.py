@@ -1,0 +1,236 @@
+"""Opens an engine directory: nothing of it is loaded before all of it was checked.
+
+Files are compared with the manifest by SHA-256. The first time a file is seen it is read in
+full; after that its hash is remembered (`file_hash`) for as long as size,
+modification time and inode stay the same. ``verify="full"`` reads everything again, which also
+finds a byte that was changed with the modification time put back.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from divprune.runtime.directory.file_hash import HashCache
+from divprune.runtime.directory.limits import shorten_cache
+from divprune.runtime.directory.manifest import MANIFEST_NAME, FileRecord, Manifest
+from divprune.runtime.directory.manifest_json import RE_EXPORT
+from divprune.runtime.errors import EngineDirectoryError, OptionError
+
+__all__ = ["EngineDirectory"]
+
+_WRITE = (
+    "name the directory that divprune-export wrote, or write one: "
+    "divprune-export --model MODEL --output ENGINE_DIR"
+)
+_PARTIAL = re.compile(r"\..+\.(partial|old)-[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDirectory:
+    """A checked engine directory; ``path`` is absolute. Made by `EngineDirectory.open`.
+
+    ``manifest`` has the limits of this run, which may be lower than those of the export.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        verify: Literal["cached", "full"] = "cached",
+        max_seq_len: int | None = None,
+    ) -> EngineDirectory:
+        """Read the manifest and check every file that it lists.
+
+        Args:
+            path: The directory.
+            verify: ``full`` reads every file; ``cached`` only those that are new or changed
+                by size, modification time or inode since they were last read.
+            max_seq_len: Length of the KV cache; None takes that of the export.
+
+        Raises:
+            EngineDirectoryError: for a directory that is missing or is a half-written
+                export, a manifest that cannot be used, and a file that is missing, is not a
+                regular file inside the directory, or holds other bytes than were exported.
+            OptionError: for another value of ``verify``, and a ``max_seq_len`` that the
+                directory was not exported for.
+            UnsupportedError: if its graphs have a cache of fixed length.
+        """
+        if verify not in ("cached", "full"):
+            raise OptionError("--verify is unknown", expected="cached or full", found=verify)
+        root = _existing_directory(Path(path))
+        manifest = _read_manifest(root)
+        limited = shorten_cache(manifest, max_seq_len)
+        fix = _export_command(root, manifest)
+        for relative, record in manifest.files.items():
+            _check_size(root, relative, record, fix)
+        _check_hashes(root, manifest, fix, always=verify == "full")
+        return cls(root, limited)
+
+    def file(self, relative: str) -> Path:
+        """Absolute path of a file of the manifest, named as the manifest names it.
+
+        Raises:
+            EngineDirectoryError: if the manifest has no such file, so nobody checked it.
+        """
+        if relative not in self.manifest.files:
+            raise EngineDirectoryError(
+                f"{self.path}: the export has no file {relative}",
+                expected=f"one of {', '.join(sorted(self.manifest.files))}",
+                found=relative,
+                fix=_export_command(self.path, self.manifest),
+            )
+        return self.path / relative
+
+
+def _existing_directory(path: Path) -> Path:
+    expected = f"a directory with {MANIFEST_NAME}, as divprune-export writes it"
+    try:
+        root = path.resolve(strict=True)
+        found = stat.filemode(root.stat().st_mode)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise EngineDirectoryError(
+            f"there is no engine directory {path}", expected=expected, found=error, fix=_WRITE
+        ) from error
+    if not root.is_dir():
+        raise EngineDirectoryError(
+            f"{path} is not a directory", expected=expected, found=f"a file ({found})", fix=_WRITE
+        )
+    if _PARTIAL.fullmatch(root.name):
+        raise EngineDirectoryError(
+            f"{path} is what an interrupted export left behind",
+            expected="a finished export",
+            found="a half-written or discarded one",
+            fix="export again, which also removes it",
+        )
+    return root
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = _regular_file(root, MANIFEST_NAME, _WRITE)
+    fix = f"divprune-export --model MODEL --output {shlex.quote(str(root))} --force"
+    try:
+        return Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineDirectoryError(
+            f"{path} cannot be read", expected="JSON in UTF-8", found=error, fix=fix
+        ) from error
+    except EngineDirectoryError as error:
+        raise EngineDirectoryError(
+            f"{root}/{error.what}",
+            expected=error.expected,
+            found=error.found,
+            fix=fix if error.fix == RE_EXPORT else error.fix,
+        ) from None
+
+
+def _regular_file(root: Path, relative: str, fix: str) -> Path:
+    """The file with symbolic links resolved, so that it cannot be outside the directory."""
+    path = root / relative
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except (OSError, RuntimeError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise EngineDirectoryError(
+            f"{path} is missing" if missing else f"{path} cannot be read",
+            expected="a file of the export",
+            found="no such file" if missing else error,
+            fix=fix,
+        ) from error
+    if not real.is_relative_to(root):
+        raise EngineDirectoryError(
+            f"{path} leads out of the engine directory",
+            expected=f"a file inside {root}",
+            found=real,
+            fix=f"if you trust it, make a copy without links: cp -rL {shlex.quote(str(root))} COPY",
+        )
+    if not stat.S_ISREG(mode):
+        raise EngineDirectoryError(
+            f"{path} is not a file", expected="a regular file", found=stat.filemode(mode), fix=fix
+        )
+    return real
+
+
+def _check_size(root: Path, relative: str, record: FileRecord, fix: str) -> None:
+    size = _regular_file(root, relative, fix).stat().st_size
+    if size != record.size:
+        raise EngineDirectoryError(
+            f"{root / relative} is not the file that was exported",
+            expected=f"{record.size} bytes",
+            found=f"{size} bytes",
+            fix=f"copy the directory again, or {fix}",
+        )
+
+
+def _check_hashes(root: Path, manifest: Manifest, fix: str, *, always: bool) -> None:
+    cache = HashCache()
+    try:
+        for relative, record in manifest.files.items():
+            _check_hash(root / relative, record, fix, cache, always=always)
+    finally:
+        cache.save()
+
+
+def _check_hash(
+    path: Path, record: FileRecord, fix: str, cache: HashCache, *, always: bool
+) -> None:
+    try:
+        digest = cache.sha256(path, always=always)
+    except OSError as error:
+        raise EngineDirectoryError(
+            f"{path} cannot be read", expected="a readable file", found=error, fix=fix
+        ) from error
+    if digest != record.sha256:
+        raise EngineDirectoryError(
+            f"{path} is not the file that was exported",
+            expected=f"SHA-256 {record.sha256}",
+            found=f"SHA-256 {digest}",
+            fix=f"copy the directory again, or {fix}",
+        )
+
+
+def _quant_options(manifest: Manifest) -> dict[str, str | None]:
+    """Those that a quantised checkpoint does not need are left out."""
+    options = {
+        "--vision-quant": manifest.vision_quant,
+        "--prefill-quant": manifest.prefill_quant,
+    }
+    if manifest.quant is not None and manifest.quant.method not in ("awq", "gptq"):
+        options |= {"--quant": manifest.quant.scheme, "--quant-method": manifest.quant.method}
+    return options
+
+
+def _export_command(root: Path, manifest: Manifest) -> str:
+    """The command that writes the directory anew as it was."""
+    parameters = manifest.selector.parameters
+    flags = {name: str(parameters[name]) for name in ("seed", "layer", "tau") if name in parameters}
+    options = {
+        "--model": manifest.model.id,
+        "--revision": manifest.model.revision,
+        "--selector": manifest.selector.name,
+        **{f"--{name}": value for name, value in flags.items()},
+        "--keep": str(manifest.selector.keep) if manifest.selector.keep else None,
+        "--positions": manifest.selector.positions,
+        "--target": manifest.target,
+        "--dtype": manifest.dtype,
+        **_quant_options(manifest),
+        "--max-seq-len": str(manifest.max_seq_len),
+        "--max-weight-mib": None
+        if manifest.max_weight_mib is None
+        else str(manifest.max_weight_mib),
+        "--output": str(root),
+    }
+    words = ["divprune-export"]
+    for option, value in options.items():
+        words += [option, value] if value is not None else []
+    words += [] if manifest.baseline else ["--no-baseline"]
+    return shlex.join([*words, "--force"])

@@ -1,0 +1,1 @@
+"""From encoded pictures and a prompt to an answer, token by token."""

@@ -1,0 +1,1 @@
+"""What a user gives: pictures and words, as pixels and token ids."""

@@ -1,0 +1,1 @@
+"""Measurements and predictions: benchmark, evaluation, memory plan, kept patches."""

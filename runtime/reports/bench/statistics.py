@@ -1,0 +1,67 @@
+"""Statistics of measured times: plain Python, so that they can be checked exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import takewhile
+
+from divprune.runtime.reports.bench.report import Agreement, Ratio, Stat
+
+__all__ = ["agreement", "describe", "paired_ratio", "percentile", "rate"]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear interpolation between the two closest ranks, as ``numpy.percentile`` does it."""
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * percent / 100
+    low = math.floor(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def describe(values: Sequence[float]) -> Stat | None:
+    """Statistics of times in ms; None without any.
+
+    The standard deviation is that of the sample (divided by n - 1).
+    """
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Stat(
+        n=len(values),
+        mean=mean,
+        std=math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else None,
+        p50=percentile(values, 50),
+        p90=percentile(values, 90),
+        p99=percentile(values, 99),
+        min=min(values),
+        max=max(values),
+    )
+
+
+def paired_ratio(baseline: Sequence[float | None], other: Sequence[float | None]) -> Ratio | None:
+    """Speed-up: baseline / other for each iteration that has both, then median and 10-90 %.
+
+    Two times of one iteration lie close together, so that a machine that drifts over the
+    minutes changes both and hardly their ratio. None where no iteration has a usable pair.
+    """
+    pairs = zip(baseline, other, strict=False)  # an interrupted round leaves one of them out
+    ratios = [first / second for first, second in pairs if first is not None and second]
+    if not ratios:
+        return None
+    return Ratio(percentile(ratios, 50), percentile(ratios, 10), percentile(ratios, 90))
+
+
+def agreement(
+    baseline: Sequence[int], other: Sequence[int], baseline_text: str, other_text: str
+) -> Agreement:
+    """How many first tokens of two answers are equal, and whether the whole text is."""
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(baseline, other, strict=False))
+    return Agreement(sum(1 for _ in equal), baseline_text == other_text)
+
+
+def rate(count: int, ms: float | None) -> float | None:
+    """``count`` per second where they take ``ms``; None where there was no time to speak of."""
+    return count * 1000 / ms if ms else None

@@ -1,0 +1,113 @@
+"""What is to be measured: which fractions, with which prompt, and whether all of it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from divprune.runtime.directory.keep import validate_keep
+from divprune.runtime.directory.limits import answer_limit
+from divprune.runtime.errors import OptionError
+from divprune.runtime.generation.kept_tokens import resolve_keep
+
+if TYPE_CHECKING:
+    from divprune.runtime.directory.manifest import Manifest
+
+__all__ = ["choose_keeps", "common_limit", "pad_prompt", "parse_keeps"]
+
+_FILLER = " and"
+
+
+def parse_keeps(text: str) -> tuple[float, ...]:
+    """Fractions from ``1.0,0.25,0.1``.
+
+    Raises:
+        OptionError: for what is no list of fractions in (0, 1].
+    """
+    keeps = []
+    for word in text.split(","):
+        try:
+            keeps.append(validate_keep(float(word)))
+        except ValueError as error:
+            raise OptionError(
+                "--keep is not a list of fractions", expected="such as 1.0,0.25,0.1", found=text
+            ) from error
+    return tuple(keeps)
+
+
+def choose_keeps(
+    manifest: Manifest, asked: Sequence[float] | None
+) -> tuple[tuple[float, ...], list[str]]:
+    """Fractions to measure, ascending, and notes about them.
+
+    Keep 1.0 joins wherever the engine directory has the baseline. Fractions that keep the same
+    number of tokens are measured once.
+
+    Args:
+        manifest: Of the engine directory.
+        asked: Fractions; None asks for the exported one.
+
+    Raises:
+        OptionError: for a fraction that this directory cannot serve.
+    """
+    selector = manifest.selector
+    by_count: dict[int, float] = {}
+    notes = []
+    for keep in asked or (selector.keep,):
+        count = resolve_keep(manifest, keep)
+        if by_count.setdefault(count, keep) != keep:
+            notes.append(f"keep {keep:g} is the same {count} tokens as {by_count[count]:g}")
+    if manifest.baseline or selector.num_kept == selector.num_image_tokens:
+        by_count[selector.num_image_tokens] = 1.0
+    else:
+        notes.append("exported without the baseline: nothing can be compared with keep 1.0")
+    return tuple(by_count[count] for count in sorted(by_count)), notes
+
+
+def common_limit(
+    manifest: Manifest, keeps: Sequence[float], text_tokens: int, max_new_tokens: int
+) -> tuple[int, list[str]]:
+    """New tokens that every fraction has room for, so that all of them do the same work.
+
+    Raises:
+        PromptError: if the prompt does not fit with one of them.
+    """
+    limit = max_new_tokens
+    for keep in sorted(keeps, reverse=True):  # the longest prompt first: it has the least room
+        count = resolve_keep(manifest, keep)
+        limit = answer_limit(
+            manifest,
+            max_new_tokens=limit,
+            prompt_tokens=text_tokens + count,
+            num_images=1,
+            num_kept=count,
+        )
+    if limit == max_new_tokens:
+        return limit, []
+    return limit, [f"{limit} new tokens instead of {max_new_tokens}: the cache has no more room"]
+
+
+def pad_prompt(prompt: str, wanted: int, count_tokens: Callable[[str], int]) -> str:
+    """Add filler words to a prompt until it takes ``wanted`` text tokens, or just less.
+
+    Args:
+        prompt: The question.
+        wanted: Text tokens, with those of the chat template.
+        count_tokens: Counts the text tokens of a question.
+
+    Raises:
+        OptionError: if the prompt takes more than that already.
+    """
+    base = count_tokens(prompt)
+    if base > wanted:
+        raise OptionError(
+            "--prompt-tokens is less than the prompt takes",
+            expected=f"at least {base}",
+            found=wanted,
+        )
+    low, high = 0, wanted - base + 1  # a word is one token or more
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = count_tokens(prompt + _FILLER * middle) <= wanted
+        low, high = (middle, high) if fits else (low, middle)
+    return prompt + _FILLER * low

@@ -1,0 +1,147 @@
+"""Questions through the engines, each answer into the log before the next is asked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from divprune.runtime.directory.manifest import MANIFEST_NAME
+from divprune.runtime.errors import ImageError, NumericalError, PromptError
+from divprune.runtime.reports.eval.log import Record, SampleLog, Times
+
+if TYPE_CHECKING:
+    from divprune.runtime.generation.result import GenerationResult
+    from divprune.runtime.pipeline import Pipeline
+    from divprune.runtime.reports.eval.dataset import Dataset, Sample
+    from divprune.runtime.reports.eval.plan import EngineRun, EvalOptions
+
+__all__ = ["evaluate_run", "log_header", "open_log", "to_do"]
+
+_OF_ONE_SAMPLE = (ImageError, PromptError, NumericalError)
+Keeps = Sequence[tuple[float, int]]
+
+
+def log_header(run: EngineRun, dataset: Dataset, options: EvalOptions) -> dict[str, Any]:
+    """What answers depend on: a log is continued only by a run with the same."""
+    from divprune.runtime.backends import choose_device
+
+    manifest = run.directory.manifest
+    content = (run.directory.path / MANIFEST_NAME).read_bytes()
+    return {
+        "engine": run.label,
+        "selector": manifest.selector.name,
+        "model": manifest.model.id,
+        "manifest_sha256": hashlib.sha256(content).hexdigest(),
+        "data_sha256": dataset.sha256,
+        "backend": options.backend or f"that of target {manifest.target}",
+        "device": choose_device(options.backend, run.directory, options.device),
+        "max_new_tokens": options.max_new_tokens,
+    }
+
+
+def open_log(
+    folder: Path, run: EngineRun, dataset: Dataset, options: EvalOptions, *, restart: bool = False
+) -> SampleLog:
+    """The log of a run, ``<label>.jsonl`` in ``folder``; errors are those of ``SampleLog``."""
+    header = log_header(run, dataset, options)
+    return SampleLog(folder / f"{run.label}.jsonl", header, restart=restart)
+
+
+def to_do(run: EngineRun, dataset: Dataset, log: SampleLog) -> int:
+    """How many answers are not in the log yet."""
+    return sum(len(_missing(run, sample, log)) for sample in dataset.samples)
+
+
+def evaluate_run(
+    run: EngineRun,
+    dataset: Dataset,
+    options: EvalOptions,
+    log: SampleLog,
+    on_answer: Callable[[Record], None] = lambda _: None,
+) -> None:
+    """Ask what the log does not have yet.
+
+    A picture goes through the vision graph once for all its questions and fractions. What goes
+    wrong with one sample is logged as its error; what would go wrong with all of them is raised.
+
+    Raises:
+        DivPruneError: if the engine directory cannot be loaded or its backend gives up.
+    """
+    if not to_do(run, dataset, log):
+        return
+    from divprune.runtime.backends import load_backend
+    from divprune.runtime.pipeline import Pipeline
+
+    backend = load_backend(
+        options.backend, run.directory, device=options.device, threads=options.threads
+    )
+    pipeline = Pipeline(run.directory, backend)
+    for image, samples in _by_image(dataset.samples):
+        work = [(sample, missing) for sample in samples if (missing := _missing(run, sample, log))]
+        if not work:
+            continue
+        for record in _ask_about(pipeline, image, work, options.max_new_tokens):
+            log.append(record)
+            on_answer(record)
+
+
+def _by_image(samples: Sequence[Sample]) -> Iterator[tuple[str, list[Sample]]]:
+    """Samples of one picture together, pictures in the order in which they come up."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.image, []).append(sample)
+    yield from groups.items()
+
+
+def _missing(run: EngineRun, sample: Sample, log: SampleLog) -> list[tuple[float, int]]:
+    return [(keep, count) for keep, count in run.keeps if not log.has_answer(sample.id, count)]
+
+
+def _ask_about(
+    pipeline: Pipeline, image: str, work: Sequence[tuple[Sample, Keeps]], max_new_tokens: int
+) -> Iterator[Record]:
+    try:
+        encoded = pipeline.encode_image(image)
+    except _OF_ONE_SAMPLE as error:
+        for sample, keeps in work:
+            yield from (_failure(sample, keep, count, error) for keep, count in keeps)
+        return
+    for sample, keeps in work:
+        text_tokens = 0  # counted once a question: the same for every fraction
+        for keep, count in keeps:
+            try:
+                result = pipeline.generate(
+                    encoded, sample.question, keep=keep, max_new_tokens=max_new_tokens
+                ).result
+                text_tokens = text_tokens or pipeline.count_text_tokens(sample.question)
+                yield _answer(result, text_tokens, sample, keep, count)
+            except _OF_ONE_SAMPLE as error:
+                yield _failure(sample, keep, count, error)
+
+
+def _answer(
+    result: GenerationResult, text_tokens: int, sample: Sample, keep: float, count: int
+) -> Record:
+    times = result.timings.to_dict()
+    return Record(
+        id=sample.id,
+        keep=keep,
+        num_kept=count,
+        text=result.text,
+        text_tokens=text_tokens,
+        prompt_tokens=result.prompt_tokens,
+        new_tokens=len(result.token_ids),
+        finish_reason=result.finish_reason,
+        times_ms=Times(
+            vision=times["vision"] or 0.0,
+            prefill=times["prefill"] or 0.0,
+            ttft=times["ttft"] or 0.0,
+            decode_per_token=times["decode_per_token"],
+        ),
+    )
+
+
+def _failure(sample: Sample, keep: float, count: int, error: Exception) -> Record:
+    return Record(id=sample.id, keep=keep, num_kept=count, error=str(error))

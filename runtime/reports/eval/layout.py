@@ -1,0 +1,117 @@
+"""A report as tables for people."""
+
+from __future__ import annotations
+
+from divprune.runtime.reports.bench.tables import Table, escape_markdown, to_markdown, to_text
+from divprune.runtime.reports.eval.metrics import get_metric
+from divprune.runtime.reports.eval.report import EvalReport, Interval, Row
+
+__all__ = ["render_markdown", "render_text"]
+
+_NONE = "-"
+
+
+def render_text(report: EvalReport) -> str:
+    """The report as a terminal shows it."""
+    parts = ["\n".join(_headline(report)) + "\n", to_text(_score_table(report))]
+    if categories := _category_table(report):
+        parts.append(to_text(categories))
+    parts += [to_text(_cost_table(report)), "".join(f"{line}\n" for line in _closing(report))]
+    return "\n".join(parts)
+
+
+def render_markdown(report: EvalReport, chart: str | None = None) -> str:
+    """The report as Markdown; ``chart`` is the name of the picture beside it."""
+    title = escape_markdown(f"{report.data.name} with {report.model}")
+    parts = [
+        f"# {title}\n",
+        "".join(f"- {escape_markdown(line)}\n" for line in _headline(report)),
+        to_markdown(_score_table(report)),
+    ]
+    if chart:
+        parts.append(f"![{title}: score against tokens kept and time to first token]({chart})\n")
+    if categories := _category_table(report):
+        parts.append(to_markdown(categories))
+    parts += [
+        to_markdown(_cost_table(report)),
+        "".join(f"- {escape_markdown(line)}\n" for line in _closing(report)),
+    ]
+    return "\n".join(parts)
+
+
+def _headline(report: EvalReport) -> list[str]:
+    data, metric = report.data, get_metric(report.metric)
+    asked = f"{data.samples} questions about {data.pictures} pictures of {data.name}"
+    return [
+        f"{report.model} on {report.device}",
+        f"{asked}, at most {report.max_new_tokens} new tokens",
+        f"{metric.title} in %, with 95 % intervals",
+    ]
+
+
+def _score_table(report: EvalReport) -> Table:
+    header = ("engine", "selector", "keep", "kept", get_metric(report.metric).title, "95 %")
+    compared = ("less keep 1.0", "95 %", "answers", "failed")
+    return Table((*header, *compared), tuple(_score_row(row) for row in report.rows), labels=2)
+
+
+def _score_row(row: Row) -> tuple[str, ...]:
+    return (
+        row.engine,
+        row.method,
+        f"{row.keep:g}",
+        f"{row.num_kept} of {row.num_image_tokens}",
+        f"{100 * row.score.value:.1f}" if row.answers else _NONE,
+        _range(row.score, "{:.1f}") if row.answers else _NONE,
+        f"{100 * row.difference.value:+.1f}" if row.difference else _NONE,
+        _range(row.difference, "{:+.1f}") if row.difference else _NONE,
+        str(row.answers),
+        str(row.errors),
+    )
+
+
+def _range(interval: Interval, form: str) -> str:
+    return f"{form.format(100 * interval.low)} to {form.format(100 * interval.high)}"
+
+
+def _category_table(report: EvalReport) -> Table | None:
+    names = sorted({name for row in report.rows for name in row.categories})
+    if not names:
+        return None
+    rows = tuple(
+        (row.engine, f"{row.keep:g}", *(_percent(row.categories.get(name)) for name in names))
+        for row in report.rows
+    )
+    return Table(("engine", "keep", *names), rows, labels=1)
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.1f}"
+
+
+def _cost_table(report: EvalReport) -> Table:
+    header = ("engine", "keep", "TTFT ms", "prompt rows", "visual tokens a layer")
+    counted = ("GFLOP as in papers", "of keep 1.0", "giga multiply-adds", "of keep 1.0")
+    rows = tuple(
+        (
+            row.engine,
+            f"{row.keep:g}",
+            _NONE if row.ttft_ms is None else f"{row.ttft_ms:.1f}",
+            f"{row.text_tokens + row.num_kept:.1f}",
+            f"{row.layer_tokens:.4g}",
+            f"{row.paper_flops / 1e9:.4g}",
+            f"{100 * row.paper_ratio:.1f} %",
+            f"{row.macs / 1e9:.4g}",
+            f"{100 * row.macs_ratio:.1f} %",
+        )
+        for row in report.rows
+    )
+    return Table((*header, *counted), rows)
+
+
+def _closing(report: EvalReport) -> list[str]:
+    lines = list(report.notes)
+    lines.append("both counts are of the language model's prefill: no vision tower, no selection")
+    if report.errors:
+        lines.append(f"{report.errors} answers failed and are in no score: see the logs")
+    return lines

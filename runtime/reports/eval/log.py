@@ -1,0 +1,164 @@
+"""The log of an evaluation: a line for every answer, so that a killed run can go on.
+
+The first line says what the answers belong to: engine, data, backend and options. A log is only
+continued by a run that has the same. Each answer is one line, flushed when it is made; a last
+line that was cut short by a kill is dropped and its question asked again. So is one that failed:
+its picture may have been put in place since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from divprune.runtime.directory.manifest_json import FieldError, read_dataclass
+from divprune.runtime.errors import OptionError
+
+__all__ = ["LOG_VERSION", "Record", "SampleLog", "Times"]
+
+LOG_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds of one answer; vision is measured once a picture and counted in each ttft."""
+
+    vision: float
+    prefill: float
+    ttft: float
+    decode_per_token: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One answer, or why there is none.
+
+    Attributes:
+        id: The sample's.
+        keep: Fraction asked for.
+        num_kept: Tokens kept of the picture; with the id it names the record.
+        text: The answer; None where there is an error.
+        error: What went wrong; None where there is an answer.
+        text_tokens: Tokens of the prompt around the picture.
+        prompt_tokens: Rows that prefill processed.
+        new_tokens: Length of the answer.
+        finish_reason: ``stop`` or ``length``.
+        times_ms: Where the time went.
+    """
+
+    id: str
+    keep: float
+    num_kept: int
+    text: str | None = None
+    error: str | None = None
+    text_tokens: int | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    finish_reason: str | None = None
+    times_ms: Times | None = None
+
+
+class SampleLog:
+    """A log file, open for appending; ``records`` has what it held, by id and tokens kept.
+
+    Args:
+        path: The file; it is made if it is not there.
+        header: What the answers belong to, as plain JSON types.
+        restart: Throw away what the file holds.
+
+    Raises:
+        OptionError: if the file belongs to something else, is no log, or cannot be written.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.path = path
+        self.records: dict[tuple[str, int], Record] = {}
+        expected = {"log_version": LOG_VERSION, **header}
+        try:
+            content = b"" if restart or not path.exists() else path.read_bytes()
+            complete = content.rfind(b"\n") + 1
+            lines = content[:complete].splitlines()
+            if lines:
+                self._read(lines, expected)
+            elif content and not json.dumps(expected).encode().startswith(content):
+                raise _no_log(path, "a line that is not the beginning of this log")
+            self._file: BinaryIO = path.open("wb" if not lines else "r+b")
+            self._file.truncate(complete)
+            self._file.seek(complete)
+        except OSError as error:
+            raise OptionError(
+                f"the log {path} cannot be written", expected="a folder to write to", found=error
+            ) from error
+        if not lines:
+            self._write(expected)
+
+    def __enter__(self) -> SampleLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def append(self, record: Record) -> None:
+        """Add an answer and hand it to the system before returning."""
+        plain = dataclasses.asdict(record)
+        self._write({name: value for name, value in plain.items() if value is not None})
+        self.records[record.id, record.num_kept] = record
+
+    def has_answer(self, sample_id: str, num_kept: int) -> bool:
+        """Whether this question was answered; a failure is no answer."""
+        record = self.records.get((sample_id, num_kept))
+        return record is not None and record.error is None
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
+        self._file.flush()
+
+    def _read(self, lines: list[bytes], expected: Mapping[str, Any]) -> None:
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line)
+                if number == 1:
+                    _check_header(self.path, value, expected)
+                    continue
+                record = read_dataclass(Record, _NOTHING | value)
+            except (ValueError, TypeError, FieldError) as error:
+                raise _no_log(self.path, f"line {number}: {str(error).splitlines()[0]}") from error
+            self.records[record.id, record.num_kept] = record
+
+
+_NOTHING: dict[str, Any] = {
+    field.name: None for field in dataclasses.fields(Record) if field.default is None
+}
+
+
+def _check_header(path: Path, found: object, expected: Mapping[str, Any]) -> None:
+    if not isinstance(found, dict) or "log_version" not in found:
+        raise _no_log(path, "another first line")
+    differ = [name for name in (*expected, *found) if found.get(name) != expected.get(name)]
+    if differ:
+        name = differ[0]
+        raise OptionError(
+            f"{path} belongs to another evaluation: {name} differs",
+            expected=expected.get(name, "no such entry"),
+            found=found.get(name, "no such entry"),
+            fix="name another --output directory, or start over with --force",
+        )
+
+
+def _no_log(path: Path, found: str) -> OptionError:
+    return OptionError(
+        f"{path} is not a log of this version of divprune-eval",
+        expected=f"a log of version {LOG_VERSION}",
+        found=found,
+        fix="name another --output directory, or start over with --force",
+    )

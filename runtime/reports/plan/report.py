@@ -1,0 +1,185 @@
+"""A plan: every part at keep 1.0 and keep k, against a device's memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from divprune.runtime.directory.keep import describe_keep, kept_count
+from divprune.runtime.reports.plan.estimate import Estimate, estimate
+from divprune.runtime.reports.plan.fit import Change, cheapest_fit, spare_bytes, swap_to_build
+from divprune.runtime.reports.plan.weights import table_bytes
+
+if TYPE_CHECKING:
+    from divprune.configs.device import Device
+    from divprune.runtime.reports.plan.dimensions import ModelDimensions
+    from divprune.runtime.reports.plan.settings import PlanSettings
+
+__all__ = ["MemoryPlan", "make_memory_plan", "render_plan", "to_dict"]
+
+_MIB, _GIB = 1 << 20, 1 << 30
+_ROWS = (
+    ("vision weights", "vision_weights"),
+    ("language model weights", "llm_weights"),
+    ("embedding table ({table} on disk)", "embedding_table"),
+    ("KV cache, filled", "kv_cache"),
+    ("vision activations", "activations"),
+    ("prefill scratch", "prefill_scratch"),
+    ("process and libraries", "process"),
+)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model needs at keep 1.0 and at keep k, on a device or on none in particular.
+
+    ``change`` is what makes keep k fit where it does not; None where nothing needs to change
+    or nothing helps.
+    """
+
+    model: ModelDimensions
+    settings: PlanSettings
+    device: Device | None
+    baseline: Estimate
+    pruned: Estimate
+    change: Change | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether keep k fits the device; None without one."""
+        return None if self.device is None else spare_bytes(self.pruned, self.device) >= 0
+
+
+def make_memory_plan(
+    model: ModelDimensions, settings: PlanSettings, device: Device | None
+) -> MemoryPlan:
+    """Predict both fractions, and look for what makes keep k fit where it does not.
+
+    Raises:
+        OptionError: for settings that the model cannot have.
+        CheckpointError: where a quantisation does not fit its weights.
+    """
+    pruned = estimate(model, settings)
+    baseline = estimate(model, replace(settings, keep=1.0))
+    fits = device is None or spare_bytes(pruned, device) >= 0
+    change = None if fits or device is None else cheapest_fit(model, settings, device)
+    return MemoryPlan(model, settings, device, baseline, pruned, change)
+
+
+def to_dict(plan: MemoryPlan) -> dict[str, Any]:
+    """The object that ``--json`` prints."""
+    model, settings, device, change = plan.model, plan.settings, plan.device, plan.change
+    return {
+        "model": model.name,
+        "settings": asdict(settings),
+        "device": None if device is None else asdict(device),
+        "available_bytes": None if device is None else device.available_bytes,
+        "keeps": [
+            _keep_dict(plan, keep, needs)
+            for keep, needs in ((1.0, plan.baseline), (settings.keep, plan.pruned))
+        ],
+        "fits": plan.fits,
+        "change": None
+        if change is None
+        else {"flags": list(change.flags), "peak_bytes": _peak(change.estimate, device)},
+    }
+
+
+def render_plan(plan: MemoryPlan) -> str:
+    """The plan as a terminal shows it."""
+    settings, model = plan.settings, plan.model
+    kept = kept_count(settings.keep, model.num_image_tokens)
+    quant = settings.quant or (model.packed and f"{model.packed} (the checkpoint's)")
+    precision = f"language model {quant or settings.dtype}"
+    if settings.prefill_quant:
+        precision += f", prefill {settings.prefill_quant}"
+    precision += f", vision tower {settings.vision_quant or settings.dtype}"
+    lines = [
+        f"{model.name} on {plan.device.title if plan.device else 'no device in particular'}",
+        f"target {settings.target}: {precision}, {settings.max_seq_len} positions",
+        f"residency {settings.residency}",
+        f"keep {settings.keep:g}: {describe_keep(kept, model.num_image_tokens)}",
+        "",
+        *_table(plan),
+        "",
+        *_verdict(plan),
+    ]
+    return "\n".join(lines)
+
+
+def _table(plan: MemoryPlan) -> list[str]:
+    columns = (("keep 1.0", plan.baseline), (f"keep {plan.settings.keep:g}", plan.pruned))
+    rows = [("MiB", *(title for title, _ in columns))]
+    table = _gib(table_bytes(plan.model, plan.settings))
+    for label, field in _ROWS:
+        rows.append(
+            (label.format(table=table), *(_mib(getattr(needs, field)) for _, needs in columns))
+        )
+    on_host = plan.settings.on_onnxruntime
+    if not on_host:
+        rows.append(("host memory", *(_mib(needs.host_peak) for _, needs in columns)))
+    if plan.pruned.build_peak is not None:
+        rows.append(("while building engines", *(_mib(n.build_peak or 0) for _, n in columns)))
+    rows.append(("peak while running", *(_mib(_peak(n, plan.device)) for _, n in columns)))
+    if plan.device is not None:
+        available = _mib(plan.device.available_bytes)
+        rows.append(("the device has left", available, available))
+    width = max(len(row[0]) for row in rows)
+    return [f"{row[0]:<{width}}  {row[1]:>10}  {row[2]:>10}" for row in rows]
+
+
+def _verdict(plan: MemoryPlan) -> list[str]:
+    device, settings = plan.device, plan.settings
+    if device is None:
+        return ["--board says whether it fits (divprune-plan --help lists the known ones)"]
+    spare = spare_bytes(plan.pruned, device)
+    if spare >= 0:
+        lines = [f"fits at keep {settings.keep:g}, {_gib(spare)} to spare"]
+        if (lacking := -spare_bytes(plan.baseline, device)) > 0:
+            lines.append(f"keep 1.0 does not: {_gib(lacking)} too much (export with --no-baseline)")
+    else:
+        lines = [f"does not fit: {_gib(-spare)} too much", _advice(plan)]
+    if swap := swap_to_build(plan.pruned, device):
+        lines.append(f"building the engines there needs {_gib(swap)} of swap")
+    if device.bandwidth_gb_s is not None:
+        lines.append(_decode_bound(plan, device.bandwidth_gb_s))
+    return lines
+
+
+def _advice(plan: MemoryPlan) -> str:
+    change = plan.change
+    if change is None or plan.device is None:
+        return "no shorter cache, quantisation, residency or smaller keep makes it fit"
+    spare = spare_bytes(change.estimate, plan.device)
+    return f"cheapest change that fits: {' '.join(change.flags)} ({_gib(spare)} to spare)"
+
+
+def _decode_bound(plan: MemoryPlan, bandwidth: float) -> str:
+    """Every token reads all of the language model's weights."""
+    rate = bandwidth * 1e9 / plan.pruned.llm_weights
+    return f"decode: at most {rate:.1f} tokens/s, which is {bandwidth:g} GB/s over those weights"
+
+
+def _keep_dict(plan: MemoryPlan, keep: float, needs: Estimate) -> dict[str, Any]:
+    tokens, device = plan.model.num_image_tokens, plan.device
+    return {
+        "keep": keep,
+        "num_kept": kept_count(keep, tokens),
+        "num_image_tokens": tokens,
+        **{f"{name}_bytes": value for name, value in needs.to_dict().items()},
+        "peak_bytes": _peak(needs, device),
+        "spare_bytes": None if device is None else spare_bytes(needs, device),
+        "swap_to_build_bytes": None if device is None else swap_to_build(needs, device),
+    }
+
+
+def _peak(needs: Estimate, device: Device | None) -> int:
+    return needs.run_peak(shared=device is None or device.shared)
+
+
+def _mib(count: int) -> str:
+    return f"{count / _MIB:,.0f}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB"

@@ -1,0 +1,130 @@
+"""Find the model that is asked about: preset, engine directory, checkpoint, or hub cache.
+
+Nothing is downloaded, and no weights are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
+from divprune.runtime.directory.quant_scheme import parse_scheme
+from divprune.runtime.errors import CheckpointError, EngineDirectoryError, OptionError
+from divprune.runtime.reports.plan.dimensions import ModelDimensions, TextDimensions
+from divprune.runtime.reports.plan.model_config import read_dimensions
+
+__all__ = ["PlannedModel", "dimensions_of", "find_model"]
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model, and what is known of how it is exported.
+
+    Attributes:
+        dimensions: Its shape.
+        keep: What its preset recommends or its export has; None where nobody has said.
+        manifest: Of the engine directory, if that is what was given.
+    """
+
+    dimensions: ModelDimensions
+    keep: float | None = None
+    manifest: Manifest | None = None
+
+
+def find_model(model: str) -> PlannedModel:
+    """Read the shape of ``model``: a preset's name, a directory, or a hub id in the cache.
+
+    Raises:
+        OptionError: if it is none of these.
+        CheckpointError: if it is not in the cache, or its config.json cannot be used.
+        EngineDirectoryError: if its manifest.json cannot be read.
+        UnsupportedError: for another architecture.
+    """
+    if model in list_presets():
+        preset = load_preset(model)
+        return PlannedModel(read_dimensions(model, preset.config), preset.recommended_keep)
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        return _from_directory(path)
+    if _HUB_ID.fullmatch(model) and not model.startswith("."):
+        return PlannedModel(read_dimensions(model, _read_config(_cached_config(model))))
+    guess = suggest_preset(model)
+    raise OptionError(
+        f"{model} is not a preset, a directory or a hub id",
+        expected=f"a preset ({', '.join(list_presets())}), a directory with config.json or"
+        f" {MANIFEST_NAME}, or a hub id of the form org/name",
+        found=model,
+        fix=f"divprune-plan {guess} if that was meant" if guess else None,
+    )
+
+
+def dimensions_of(manifest: Manifest) -> ModelDimensions:
+    """The shape of the model in an engine directory."""
+    model, cache = manifest.model, manifest.kv_cache
+    text = TextDimensions(
+        num_layers=cache.num_layers,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_heads=model.num_heads,
+        num_kv_heads=cache.num_kv_heads,
+        head_dim=cache.head_dim,
+        vocab_size=model.vocab_size,
+        max_position_embeddings=model.max_position_embeddings,
+    )
+    quant, tokens = manifest.quant, manifest.selector.num_image_tokens
+    packed = parse_scheme(quant.scheme) if quant and quant.method in ("awq", "gptq") else None
+    return ModelDimensions(model.id, model.tower, text, tokens, packed)
+
+
+def _from_directory(path: Path) -> PlannedModel:
+    file = path / MANIFEST_NAME
+    if not file.is_file():
+        return PlannedModel(read_dimensions(str(path), _read_config(path / "config.json")))
+    try:
+        manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise EngineDirectoryError(f"{file} is not text", found=error) from error
+    return PlannedModel(dimensions_of(manifest), manifest.selector.keep or None, manifest)
+
+
+def _cached_config(hub_id: str) -> Path:
+    """config.json of the main revision in the hub's cache on this machine."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    reference = repository / "refs" / "main"
+    if reference.is_file():
+        revision = reference.read_text(encoding="utf-8").strip()
+        config = repository / "snapshots" / revision / "config.json"
+        if config.is_file():
+            return config
+    raise CheckpointError(
+        f"{hub_id} is not in the local cache",
+        expected=f"its config.json below {repository}, or a preset ({', '.join(list_presets())})",
+        found="nothing",
+        fix=f"hf download {hub_id} config.json",
+    )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file.parent} is neither a checkpoint nor an engine directory",
+            expected=f"config.json or {MANIFEST_NAME} in it",
+            found="neither",
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON", found=error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object", found=type(content).__name__)
+    return content

@@ -1,0 +1,100 @@
+"""What TensorRT will hold. Not compared with a GPU yet; the builder's part is measured.
+
+Engines hold their weights as they are stored, but those of TensorRT-RTX hold an fp16 decoder's
+blocks twice: once as the decode profile wants them, once as the prefill profiles do. One
+activation memory serves both engines, so the larger need counts. The cache is allocated whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from divprune.runtime.reports.plan.estimate import Estimate
+from divprune.runtime.reports.plan.weights import llm_weights, stored_bytes, vision_weights
+
+if TYPE_CHECKING:
+    from divprune.runtime.reports.plan.dimensions import ModelDimensions
+    from divprune.runtime.reports.plan.settings import PlanSettings
+
+__all__ = ["build_peak", "estimate_tensorrt", "workspace_bytes"]
+
+_MIB, _GIB = 1 << 20, 1 << 30
+_HOST_PROCESS = 350 * _MIB  # Python and TensorRT's runtime: an estimate
+_CONTEXT = 300 * _MIB  # a CUDA context with the kernels' code: an estimate
+_BUILD_PROCESS = 450 * _MIB
+_BUILD_COPIES = 3  # of the weights: parsed, being compiled, in the engine
+_SMALLEST_WORKSPACE, _LARGEST_WORKSPACE = 128 * _MIB, 4 * _GIB
+
+
+def estimate_tensorrt(model: ModelDimensions, settings: PlanSettings) -> Estimate:
+    """Weights, cache and activations are the GPU's; the embedding table stays in its file."""
+    vision = stored_bytes(vision_weights(model, settings))
+    llm = _llm_engine(model, settings)
+    activations = _vision_activations(model, settings)
+    scratch = _prefill_scratch(model, settings)
+    cache = settings.max_seq_len * model.text.kv_numbers() * settings.number_bytes
+    if settings.residency == "sequential":
+        most = max(vision + activations, llm + cache + scratch)
+    else:
+        most = vision + llm + cache + max(activations, scratch)
+    return Estimate(
+        vision_weights=vision,
+        llm_weights=llm,
+        embedding_table=0,
+        kv_cache=cache,
+        activations=activations,
+        prefill_scratch=scratch,
+        process=_HOST_PROCESS + _CONTEXT,
+        build_peak=build_peak(max(vision, llm)),
+        host_peak=_HOST_PROCESS,
+        device_peak=_CONTEXT + most,
+    )
+
+
+def build_peak(engine_bytes: int) -> int:
+    """What the builder needs for an engine of that size, workspace not counted."""
+    return _BUILD_PROCESS + _BUILD_COPIES * engine_bytes
+
+
+def workspace_bytes(available: int, engine_bytes: int, *, shared: bool) -> int:
+    """What a kernel may use while the largest engine is built.
+
+    Args:
+        available: Bytes of the GPU's memory that the system leaves.
+        engine_bytes: Weights of the largest engine.
+        shared: Whether the builder's copies of the weights lie in the same memory.
+
+    Returns:
+        A quarter of what the builder leaves, in whole MiB, between 128 MiB and 4 GiB: less and
+        kernels fail that would fit, and no kernel needs more.
+    """
+    needed = build_peak(engine_bytes) if shared else _CONTEXT + engine_bytes
+    spare = (available - needed) // 4
+    return max(_SMALLEST_WORKSPACE, min(_LARGEST_WORKSPACE, spare // _MIB * _MIB))
+
+
+def _llm_engine(model: ModelDimensions, settings: PlanSettings) -> int:
+    weights = llm_weights(model, settings)
+    once = stored_bytes(weights)
+    if settings.target != "tensorrt-rtx":
+        return once
+    again = (w for w in weights if w.scheme is None and w.matrix.name != "lm_head")
+    return once + stored_bytes(again)
+
+
+def _vision_activations(model: ModelDimensions, settings: PlanSettings) -> int:
+    """Attention matrices in fp32 (softmax does not bear fp16) unless a kernel avoids them."""
+    tower = model.tower
+    attention = tower.num_heads * tower.num_positions**2
+    rows = tower.num_positions * (tower.intermediate_size + 4 * tower.hidden_size)
+    return 2 * 4 * attention + 2 * settings.number_bytes * rows
+
+
+def _prefill_scratch(model: ModelDimensions, settings: PlanSettings) -> int:
+    """One block; attention is one kernel but in graphs for TensorRT before 10.15."""
+    text, rows = model.text, settings.rows(model)
+    wide, narrow = rows * text.intermediate_size, rows * text.hidden_size
+    scratch = settings.number_bytes * (3 * wide + 4 * narrow)
+    if settings.target == "jetpack6":
+        scratch += 2 * 4 * text.num_heads * rows * (rows + settings.max_seq_len)
+    return scratch

@@ -1,0 +1,329 @@
+"""Finding a checkpoint: presets, directories, the hub's cache, and a hub that says no."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import pytest
+
+from divprune.configs import list_presets
+from divprune.export.checkpoint.checkpoint import Checkpoint
+from divprune.export.checkpoint.source import resolve_model, weight_files
+from divprune.runtime.errors import CheckpointError, OptionError
+from tests.checkpoints import write_hub_cache, write_tiny_checkpoint
+
+HUB_ID = "llava-hf/llava-1.5-7b-hf"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint; tests copy what they change."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("source") / "tiny", "clip-llama-hub")
+
+
+@pytest.fixture
+def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty HF_HOME that the hub library, offline, looks into."""
+    home = tmp_path / "hf"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return home
+
+
+# Presets and the hub's cache
+
+
+def test_preset_is_found_under_its_hub_id(hf_home: Path, tiny: Path) -> None:
+    snapshot = write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
+    source = resolve_model("llava-1.5-7b")
+    assert (source.path, source.model_id, source.revision) == (snapshot, HUB_ID, COMMIT)
+    Checkpoint.open(source.path).validate()
+
+
+def test_revision_may_be_a_branch_or_a_commit(hf_home: Path, tiny: Path) -> None:
+    write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
+    write_hub_cache(hf_home, HUB_ID, tiny, OTHER_COMMIT, branch="float32")
+    assert resolve_model(HUB_ID).revision == COMMIT
+    assert resolve_model(HUB_ID, "float32").revision == OTHER_COMMIT
+    assert resolve_model(HUB_ID, OTHER_COMMIT).path.name == OTHER_COMMIT
+
+
+def test_environment_alone_selects_an_offline_cache(tmp_path: Path, tiny: Path) -> None:
+    write_hub_cache(tmp_path, HUB_ID, tiny, COMMIT)
+    code = (
+        "from divprune.export.checkpoint.source import resolve_model\n"
+        "print(resolve_model('llava-1.5-7b').revision)"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == COMMIT
+
+
+def test_offline_and_not_cached_gives_the_download_command(hf_home: Path) -> None:
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE") as caught:
+        resolve_model(HUB_ID, "float32")
+    assert caught.value.fix == f"HF_HUB_OFFLINE=0 hf download {HUB_ID} --revision float32"
+
+
+def test_cached_snapshot_without_config_is_refused(hf_home: Path, tiny: Path) -> None:
+    snapshot = write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
+    (snapshot / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        resolve_model(HUB_ID)
+
+
+def test_cached_snapshot_with_a_missing_shard_is_refused(hf_home: Path, tiny: Path) -> None:
+    snapshot = write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
+    shard = min(snapshot.glob("*.safetensors"))
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name):
+        resolve_model(HUB_ID)
+
+
+def test_repository_without_safetensors_gives_the_conversion(hf_home: Path, tiny: Path) -> None:
+    snapshot = write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
+    for file in snapshot.glob("model*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
+        resolve_model(HUB_ID)
+    assert f"from_pretrained('{HUB_ID}'" in str(caught.value.fix)
+
+
+# Directories
+
+
+def test_directory_is_named_after_itself(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny)
+    source = resolve_model(".")
+    assert (source.path, source.model_id, source.revision) == (Path(), "tiny", None)
+
+
+def test_tilde_means_the_home_directory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny, tmp_path / "model")
+    assert resolve_model("~/model").path == tmp_path / "model"
+
+
+def test_directory_wins_over_a_hub_id(
+    hf_home: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, tmp_path / "org" / "name")
+    assert resolve_model("org/name").revision is None
+
+
+def test_revision_of_a_directory_is_refused(tiny: Path) -> None:
+    with pytest.raises(OptionError, match="--revision"):
+        resolve_model(str(tiny), "main")
+
+
+def test_directory_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        resolve_model(str(tmp_path))
+
+
+def test_file_is_not_a_checkpoint(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint directory"):
+        resolve_model(str(tiny / "config.json"))
+
+
+def test_command_of_the_error_about_pytorch_weights_converts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    path = write_tiny_checkpoint(tmp_path / "old", "clip-llama-v4-gqa2-full")
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin") as caught:
+        resolve_model(str(path))
+
+    command = shlex.split(str(caught.value.fix))
+    assert command[0] == "python"
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    converted = resolve_model(str(tmp_path / "old-safetensors"))
+    Checkpoint.open(converted.path).validate()
+    assert (converted.path / "tokenizer.json").is_file()
+
+
+# What is none of these
+
+
+@pytest.mark.parametrize("model", ["llava-1.5-7", "./llava-1.5-7b", "a/b/c", "org/", ""])
+def test_unknown_name_lists_the_presets_and_the_form_of_a_hub_id(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError) as caught:
+        resolve_model(model)
+    message = str(caught.value)
+    assert "org/name" in message
+    assert all(name in message for name in list_presets())
+
+
+def test_near_miss_of_a_preset_is_guessed() -> None:
+    with pytest.raises(OptionError) as caught:
+        resolve_model("lava-1.5-13b")
+    assert caught.value.fix == "--model llava-1.5-13b if that was meant"
+
+
+def test_single_file_wins_over_an_index(tiny: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny, tmp_path / "both")
+    (path / "model.safetensors").write_bytes(b"")
+    assert weight_files(path) == (path / "model.safetensors",)
+
+
+def test_index_names_each_shard_once(tiny: Path) -> None:
+    assert len(weight_files(tiny)) == len(list(tiny.glob("model-*.safetensors")))
+
+
+# A hub that answers, on this machine
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as a download needs."""
+
+    root: ClassVar[Path]
+    refused: ClassVar[dict[str, tuple[int, str]]] = {
+        "org/gone": (404, "RepoNotFound"),
+        "org/gated": (403, "GatedRepo"),
+    }
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        path = urlsplit(self.path).path
+        for repo, (status, code) in self.refused.items():
+            if repo in path:
+                self.reply(status, b"{}", {"X-Error-Code": code}, with_body)
+                return
+        if path.endswith("/revision/main"):
+            self.reply(200, json.dumps({"id": "org/good", "sha": COMMIT}).encode(), {}, with_body)
+        elif "/revision/" in path:
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
+        elif f"/tree/{COMMIT}" in path:
+            self.reply(200, json.dumps(self.tree()).encode(), {}, with_body)
+        else:
+            file = self.root / path.split(f"/resolve/{COMMIT}/")[1]
+            content = file.read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+            self.reply(200, content, headers, with_body)
+
+    def tree(self) -> list[dict[str, object]]:
+        files = [file for file in sorted(self.root.rglob("*")) if file.is_file()]
+        return [
+            {
+                "type": "file",
+                "path": file.relative_to(self.root).as_posix(),
+                "size": file.stat().st_size,
+                "oid": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
+            for file in files
+        ]
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Keep the test output quiet."""
+
+
+@pytest.fixture
+def hub(
+    hf_home: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A hub with one good repository; yields the directory it serves."""
+    Hub.root = tmp_path / "served"
+    shutil.copytree(tiny, Hub.root)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    point_at(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    yield Hub.root
+    server.shutdown()
+    server.server_close()
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+
+
+def test_download_takes_what_is_needed_and_nothing_else(hub: Path) -> None:
+    wanted = {file.name for file in hub.iterdir()}
+    for name in ("pytorch_model.bin", "README.md", "consolidated.safetensors", "onnx/config.json"):
+        (hub / name).parent.mkdir(exist_ok=True)
+        (hub / name).write_bytes(b"not needed")
+    source = resolve_model("org/good")
+    assert source.revision == COMMIT
+    assert {file.name for file in source.path.iterdir()} == wanted
+    Checkpoint.open(source.path).validate()
+
+
+@pytest.mark.parametrize(
+    "repo, what, fix",
+    [
+        ("org/gone", "the hub has no org/gone", "hf auth login"),
+        ("org/gated", "access to org/gated is gated", "accept the terms"),
+    ],
+)
+def test_refusal_of_the_hub_gives_reason_and_remedy(
+    repo: str, what: str, fix: str, hub: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=what) as caught:
+        resolve_model(repo)
+    assert fix in str(caught.value.fix)
+
+
+def test_unknown_revision_is_named(hub: Path) -> None:
+    with pytest.raises(CheckpointError, match="org/good has no revision nonesuch"):
+        resolve_model("org/good", "nonesuch")
+
+
+def test_hub_out_of_reach_gives_the_download_command(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_at(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="out of reach") as caught:
+        resolve_model("org/good")
+    assert caught.value.fix == "hf download org/good"
+
+
+def test_id_that_the_hub_does_not_allow_is_an_option_error(hf_home: Path) -> None:
+    with pytest.raises(OptionError, match="org/na--me"):
+        resolve_model("org/na--me")

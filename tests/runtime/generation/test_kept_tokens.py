@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from divprune.runtime.backends import ImageFeatures
+from divprune.runtime.directory.manifest import Manifest
+from divprune.runtime.errors import NumericalError, OptionError
+from divprune.runtime.generation.kept_tokens import resolve_keep, take_kept
+from tests.runtime.example_manifest import example_manifest, with_changes
+
+ORDER = np.array([7, 2, 9, 0])
+
+
+@pytest.fixture
+def features() -> ImageFeatures:
+    rows = np.random.default_rng(0).standard_normal((10, 6)).astype(np.float32)
+    return ImageFeatures(rows, ORDER, rows[np.sort(ORDER)])
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return example_manifest()
+
+
+def test_the_exported_count_takes_the_selected_rows_in_raster_order(features):
+    kept = take_kept(features, 4)
+    assert kept.indices.tolist() == [0, 2, 7, 9]
+    assert kept.features is features.selected_features
+    assert kept.num_image_tokens == 10
+
+
+def test_a_smaller_count_takes_a_prefix_of_the_selection(features):
+    kept = take_kept(features, 2)
+    assert kept.indices.tolist() == [2, 7]
+    np.testing.assert_array_equal(kept.features, features.image_features[[2, 7]])
+
+
+def test_the_baseline_takes_all_rows(features):
+    kept = take_kept(features, 10)
+    assert kept.indices.tolist() == list(range(10))
+    assert kept.features is features.image_features
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("count", [2, 4, 10])
+def test_features_that_are_not_finite_are_refused_even_where_they_are_not_kept(
+    features, value, count
+):
+    features.image_features[5, 3] = value
+    with pytest.raises(NumericalError, match=r"(?s)NaN/Inf.*1 of 10 tokens.*--dtype fp32"):
+        take_kept(features, count)
+
+
+def test_without_keep_the_exported_count_is_taken(manifest):
+    assert resolve_keep(manifest, None) == 4
+
+
+@pytest.mark.parametrize("keep, count", [(0.4, 4), (0.2, 2), (0.01, 1), (1.0, 10), (0.96, 10)])
+def test_keep_becomes_a_count(manifest, keep, count):
+    assert resolve_keep(manifest, keep) == count
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.5, 10, float("nan"), float("inf")])
+def test_keep_that_is_no_fraction_is_refused(manifest, keep):
+    with pytest.raises(OptionError, match="--keep"):
+        resolve_keep(manifest, keep)
+
+
+def test_keep_above_the_exported_names_the_export_command(manifest):
+    with pytest.raises(OptionError) as caught:
+        resolve_keep(manifest, 0.5)
+    assert caught.value.expected == "at most 0.4 (4 tokens)"
+    assert caught.value.found == "0.5 (5 of 10 tokens)"
+    assert caught.value.fix == "divprune-export --model some/model --keep 0.5"
+
+
+def test_keep_1_without_the_baseline_names_the_option_that_left_it_out(manifest):
+    with pytest.raises(OptionError, match=r"(?s)baseline.*without --no-baseline"):
+        resolve_keep(with_changes(manifest, baseline=False), 1.0)
+
+
+def test_an_export_that_keeps_all_tokens_needs_no_baseline(manifest):
+    full = with_changes(manifest, selector__keep=1.0, selector__num_kept=10, baseline=False)
+    assert resolve_keep(full, 1.0) == 10
+
+
+def test_a_smaller_keep_is_refused_where_the_order_is_not_nested(manifest):
+    loose = with_changes(manifest, selector__nested=False, selector__name="other")
+    with pytest.raises(OptionError, match=r"(?s)cannot keep fewer.*--keep 0.2 --selector other"):
+        resolve_keep(loose, 0.2)
+    assert resolve_keep(loose, 0.4) == 4
+    assert resolve_keep(loose, 1.0) == 10

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from divprune.runtime.errors import OptionError
+from divprune.runtime.reports.eval.log import Record, SampleLog, Times
+
+HEADER = {"engine": "a", "data_sha256": "1"}
+ANSWER = Record("1", 0.1, 20, "röd", None, 11, 31, 2, "stop", Times(1.0, 2.0, 3.5, None))
+FAILURE = Record("2", 0.1, 20, error="2.png does not exist")
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with SampleLog(path, HEADER) as log:
+        log.append(ANSWER)
+        log.append(FAILURE)
+    return path
+
+
+def test_what_was_appended_is_read_again(path):
+    with SampleLog(path, HEADER) as log:
+        assert log.records == {("1", 20): ANSWER, ("2", 20): FAILURE}
+        assert log.has_answer("1", 20)
+        assert not log.has_answer("1", 98)
+
+
+def test_a_failure_is_no_answer_and_is_replaced_by_one(path):
+    better = Record("2", 0.1, 20, "blue", None, 11, 31, 2, "stop", None)
+    with SampleLog(path, HEADER) as log:
+        assert not log.has_answer("2", 20)
+        log.append(better)
+    with SampleLog(path, HEADER) as log:
+        assert log.records["2", 20] == better
+
+
+def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path):
+    content = path.read_bytes()
+    second = content.index(b"\n", content.index(b"\n") + 1) + 1
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        with SampleLog(path, HEADER) as log:
+            assert log.has_answer("1", 20) == (end >= second)
+            log.append(FAILURE)
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert len(lines) == (3 if end >= second else 2)
+
+
+def test_an_answer_is_on_the_disk_before_the_next_is_asked(path):
+    with SampleLog(path, HEADER) as log:
+        log.append(Record("3", 0.1, 20, "green"))
+        assert path.read_text().endswith('"text": "green"}\n')
+
+
+@pytest.mark.parametrize("header", [HEADER | {"engine": "b"}, {"engine": "a"}, HEADER | {"x": 1}])
+def test_a_log_of_something_else_is_refused_and_left_alone(path, header):
+    content = path.read_bytes()
+    with pytest.raises(OptionError, match=r"(?s)belongs to another evaluation.*--force"):
+        SampleLog(path, header)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"hello", b"hello\n", b'{"id": "1"}\n', b"[]\n"])
+def test_a_file_that_is_no_log_is_refused_and_left_alone(path, content):
+    path.write_bytes(content)
+    with pytest.raises(OptionError, match="is not a log"):
+        SampleLog(path, HEADER)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_line_in_the_middle_is_named(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b'{"id": "1", "keep": "all"}\n' + lines[1])
+    with pytest.raises(OptionError, match="line 2"):
+        SampleLog(path, HEADER)
+
+
+def test_a_log_can_be_started_over(path):
+    with SampleLog(path, HEADER | {"engine": "b"}, restart=True) as log:
+        assert log.records == {}
+    assert json.loads(path.read_text())["engine"] == "b"
+
+
+def test_a_log_in_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="cannot be written"):
+        SampleLog(tmp_path / "no" / "a.jsonl", HEADER)
