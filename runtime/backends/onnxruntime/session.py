@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.directory.manifest import Manifest, TensorSpec
 
-__all__ = ["open_session", "require_onnxruntime"]
+__all__ = ["DISABLED_OPTIMIZERS", "open_session", "require_onnxruntime"]
+
+# On CUDA this fusion moves RotaryEmbedding into GroupQueryAttention, which indexes cosine and sine
+# by slot. Ours are rows of the positions at hand, one for each row of the step: from the first
+# decode step on it reads beyond them, and the process aborts (onnxruntime-gpu 1.31.1). No setting
+# of ours needs the fusion on another device, so it is off on all.
+DISABLED_OPTIMIZERS = ("GroupQueryAttentionFusion",)
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
@@ -84,7 +90,10 @@ def open_session(
     options = _session_options(onnxruntime, threads, runs_once=runs_once)
     try:
         session = onnxruntime.InferenceSession(
-            str(directory.file(spec.path)), options, providers=_providers(device)
+            str(directory.file(spec.path)),
+            options,
+            providers=_providers(device),
+            disabled_optimizers=DISABLED_OPTIMIZERS,
         )
     except Exception as error:
         # ONNX Runtime's exceptions share no base class of their own.
