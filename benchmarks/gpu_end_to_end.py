@@ -168,8 +168,8 @@ def overlap(samples: dict[str, list[dict]], keep: float) -> dict:
 
 
 def machine(device: str) -> dict:
+    from divprune.runtime.backends.cuda.nvml import open_nvml
     from divprune.runtime.reports.bench.device import device_facts
-    from divprune.runtime.reports.bench.nvml import open_nvml
 
     return asdict(device_facts(None, open_nvml() if device == "cuda" else None))
 

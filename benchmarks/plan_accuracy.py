@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.export_figures import machine  # noqa: E402
-from divprune.runtime.reports.plan.estimate import estimate  # noqa: E402
+from divprune.runtime.reports.plan.fit import estimate  # noqa: E402
 from divprune.runtime.reports.plan.settings import PlanSettings  # noqa: E402
 from divprune.runtime.reports.plan.source import find_model  # noqa: E402
 

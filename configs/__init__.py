@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.errors import DivPruneError, OptionError
-from divprune.runtime.reports.plan.model_config import read_dimensions
 
 __all__ = [
     "FAMILIES",

@@ -211,7 +211,7 @@ class Pipeline:
             OptionError: if ``numbers`` are asked for where nothing was selected.
             UnsupportedError: if it is not known where in the picture a token lies.
         """
-        from divprune.runtime.reports.overlay import PatchGrid, draw_overlay, nothing_to_number
+        from divprune.runtime.generation.overlay import PatchGrid, draw_overlay, nothing_to_number
 
         if numbers and pruning.selection_order is None:
             raise nothing_to_number()

@@ -17,8 +17,8 @@ from divprune.runtime.directory.manifest import (
     QuantInfo,
     SelectorInfo,
 )
+from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.directory.quant_scheme import QuantScheme
-from divprune.runtime.reports.plan.model_config import read_dimensions
 
 __all__ = ["make_manifest"]
 

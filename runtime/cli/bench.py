@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from divprune.runtime.directory.engine_directory import EngineDirectory
-    from divprune.runtime.reports.bench.benchmark import BenchOptions
     from divprune.runtime.reports.bench.report import Report
+    from divprune.runtime.reports.bench.workload import BenchOptions
 
 __all__ = ["main"]
 
@@ -90,9 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace) -> BenchOptions:
     """Check what can be checked before any file is opened."""
-    from divprune.runtime.reports.bench.benchmark import BenchOptions
     from divprune.runtime.reports.bench.output import check_output
-    from divprune.runtime.reports.bench.workload import parse_keeps
+    from divprune.runtime.reports.bench.workload import BenchOptions, parse_keeps
 
     options = BenchOptions(
         keeps=parse_keeps(arguments.keep) if arguments.keep is not None else None,

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divprune.runtime.errors import OptionError
-from divprune.runtime.reports.overlay import ENDINGS, PatchGrid, encode_overlay, nothing_to_number
+from divprune.runtime.generation.overlay import (
+    ENDINGS,
+    PatchGrid,
+    encode_overlay,
+    nothing_to_number,
+)
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,9 +6,9 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from divprune.runtime.backends.cuda.nvml import open_nvml
 from divprune.runtime.backends.tensorrt.library import version_numbers
 from divprune.runtime.errors import BackendError, OptionError
-from divprune.runtime.reports.bench.nvml import open_nvml
 
 if TYPE_CHECKING:
     from divprune.runtime.backends.cuda.cuda_device import CudaDevice

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from divprune.runtime.backends import (
-    check_choice,
     choose_device,
     load_backend,
     load_selection,
 )
-from divprune.runtime.directory.keep import validate_keep
-from divprune.runtime.directory.limits import validate_max_new_tokens
-from divprune.runtime.errors import OptionError
+from divprune.runtime.backends.cuda.nvml import open_nvml
 from divprune.runtime.pipeline import Pipeline
 from divprune.runtime.reports.bench.assemble import assemble_runs
 from divprune.runtime.reports.bench.device import device_facts, tool_versions
@@ -25,14 +22,18 @@ from divprune.runtime.reports.bench.jetson import open_jetson
 from divprune.runtime.reports.bench.measure import Measurement, Sample, measure
 from divprune.runtime.reports.bench.memory_watch import watch_memory
 from divprune.runtime.reports.bench.notes import roofline_notes, steadiness_notes, surrounding_notes
-from divprune.runtime.reports.bench.nvml import open_nvml
 from divprune.runtime.reports.bench.picture import image_facts
 from divprune.runtime.reports.bench.power_watch import watch_power
 from divprune.runtime.reports.bench.prediction import predict
 from divprune.runtime.reports.bench.probe import probe_device
 from divprune.runtime.reports.bench.report import SCHEMA_VERSION, EngineFacts, Report, Work
 from divprune.runtime.reports.bench.sensors import choose_sensors
-from divprune.runtime.reports.bench.workload import choose_keeps, common_limit, pad_prompt
+from divprune.runtime.reports.bench.workload import (
+    BenchOptions,
+    choose_keeps,
+    common_limit,
+    pad_prompt,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,56 +43,10 @@ if TYPE_CHECKING:
     from divprune.runtime.directory.manifest import Manifest
     from divprune.runtime.reports.bench.report import Probe, Run
 
-__all__ = ["BenchOptions", "Progress", "benchmark"]
+__all__ = ["Progress", "benchmark"]
 
 # Is shown the measurement and the manifest after every answer.
 Progress = Callable[[Measurement, "Manifest"], None]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure and how; checked when made.
-
-    Attributes:
-        keeps: Fractions kept; None asks for the exported one. Keep 1.0 joins by itself.
-        prompt: The question.
-        prompt_tokens: Text tokens to pad it to.
-        max_new_tokens: Upper limit of an answer.
-        ignore_eos: Go on to that limit whatever the model says.
-        warmup: Rounds that do not count.
-        iters: Rounds that count.
-        backend: Name of a backend; None takes the one the directory was exported for.
-        device: ``cpu`` or ``cuda``; None takes the GPU with TensorRT, otherwise the CPU.
-        threads: Threads inside one operator; None leaves it to the backend.
-        residency: ``sequential`` has vision or LLM in memory, one at a time.
-        probe: Measure bandwidth and FLOP rate for the prediction.
-    """
-
-    keeps: tuple[float, ...] | None = None
-    prompt: str = "Describe the image."
-    prompt_tokens: int | None = None
-    max_new_tokens: int = 64
-    ignore_eos: bool = False
-    warmup: int = 3
-    iters: int = 10
-    backend: str | None = None
-    device: str | None = None
-    threads: int | None = None
-    residency: str = "concurrent"
-    probe: bool = True
-
-    def __post_init__(self) -> None:
-        for keep in self.keeps or ():
-            validate_keep(keep)
-        validate_max_new_tokens(self.max_new_tokens)
-        check_choice(self.backend, self.device, self.threads, self.residency)
-        for option, value, lowest in (("--iters", self.iters, 1), ("--warmup", self.warmup, 0)):
-            if value < lowest:
-                raise OptionError(
-                    f"{option} must be at least {lowest}",
-                    expected=f"{lowest} or more",
-                    found=value,
-                )
 
 
 def benchmark(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from divprune.runtime.reports.bench.report import DeviceFacts
 
 if TYPE_CHECKING:
-    from divprune.runtime.reports.bench.nvml import Nvml
+    from divprune.runtime.backends.cuda.nvml import Nvml
 
 __all__ = ["core_count", "cpu_clocks", "cpu_name", "device_facts", "power_mode", "tool_versions"]
 

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 from divprune.runtime.directory.keep import describe_keep
 from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.generation.overlay import (
+    PatchGrid,
+    count_undrawn,
+    draw_overlay,
+    encode_overlay,
+)
 from divprune.runtime.inputs.image_processor import ImageProcessor
 from divprune.runtime.reports.bench.layout import format_keep
-from divprune.runtime.reports.overlay import PatchGrid, count_undrawn, draw_overlay, encode_overlay
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from divprune.runtime.reports.bench.benchmark import BenchOptions
     from divprune.runtime.reports.bench.measure import Measurement
     from divprune.runtime.reports.bench.report import DeviceFacts, Probe, Run
+    from divprune.runtime.reports.bench.workload import BenchOptions
 
 __all__ = ["roofline_notes", "steadiness_notes", "surrounding_notes"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from divprune.runtime.backends.cuda.nvml import Nvml
     from divprune.runtime.reports.bench.jetson import Jetson
-    from divprune.runtime.reports.bench.nvml import Nvml
 
 __all__ = ["Sensors", "choose_sensors"]
 

@@ -3,19 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from divprune.runtime.backends import check_choice
 from divprune.runtime.directory.keep import validate_keep
-from divprune.runtime.directory.limits import answer_limit
+from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import OptionError
 from divprune.runtime.generation.kept_tokens import resolve_keep
 
 if TYPE_CHECKING:
     from divprune.runtime.directory.manifest import Manifest
 
-__all__ = ["choose_keeps", "common_limit", "pad_prompt", "parse_keeps"]
+__all__ = ["BenchOptions", "choose_keeps", "common_limit", "pad_prompt", "parse_keeps"]
 
 _FILLER = " and"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure and how; checked when made.
+
+    Attributes:
+        keeps: Fractions kept; None asks for the exported one. Keep 1.0 joins by itself.
+        prompt: The question.
+        prompt_tokens: Text tokens to pad it to.
+        max_new_tokens: Upper limit of an answer.
+        ignore_eos: Go on to that limit whatever the model says.
+        warmup: Rounds that do not count.
+        iters: Rounds that count.
+        backend: Name of a backend; None takes the one the directory was exported for.
+        device: ``cpu`` or ``cuda``; None takes the GPU with TensorRT, otherwise the CPU.
+        threads: Threads inside one operator; None leaves it to the backend.
+        residency: ``sequential`` has vision or LLM in memory, one at a time.
+        probe: Measure bandwidth and FLOP rate for the prediction.
+    """
+
+    keeps: tuple[float, ...] | None = None
+    prompt: str = "Describe the image."
+    prompt_tokens: int | None = None
+    max_new_tokens: int = 64
+    ignore_eos: bool = False
+    warmup: int = 3
+    iters: int = 10
+    backend: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    residency: str = "concurrent"
+    probe: bool = True
+
+    def __post_init__(self) -> None:
+        for keep in self.keeps or ():
+            validate_keep(keep)
+        validate_max_new_tokens(self.max_new_tokens)
+        check_choice(self.backend, self.device, self.threads, self.residency)
+        for option, value, lowest in (("--iters", self.iters, 1), ("--warmup", self.warmup, 0)):
+            if value < lowest:
+                raise OptionError(
+                    f"{option} must be at least {lowest}",
+                    expected=f"{lowest} or more",
+                    found=value,
+                )
 
 
 def parse_keeps(text: str) -> tuple[float, ...]:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from divprune.runtime.reports.plan.dimensions import ModelDimensions
-    from divprune.runtime.reports.plan.settings import PlanSettings
-
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +44,3 @@ class Estimate:
         if shared:
             return self.host_peak + self.device_peak
         return self.device_peak or self.host_peak
-
-
-def estimate(model: ModelDimensions, settings: PlanSettings) -> Estimate:
-    """Predict the memory that a model needs.
-
-    Raises:
-        OptionError: for settings that the model cannot have.
-        CheckpointError: where a quantisation does not fit its weights.
-    """
-    from divprune.runtime.reports.plan.onnxruntime_cpu import estimate_onnxruntime
-    from divprune.runtime.reports.plan.tensorrt import estimate_tensorrt
-
-    settings.check(model)
-    predict = estimate_onnxruntime if settings.on_onnxruntime else estimate_tensorrt
-    return predict(model, settings)

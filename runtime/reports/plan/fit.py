@@ -1,4 +1,4 @@
-"""Whether a plan fits a device, and the cheapest change with which it does."""
+"""What a model needs, whether a device has it, and the cheapest change with which it fits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.errors import DivPruneError
-from divprune.runtime.reports.plan.estimate import Estimate, estimate
+from divprune.runtime.reports.plan.estimate import Estimate
+from divprune.runtime.reports.plan.onnxruntime_cpu import estimate_onnxruntime
+from divprune.runtime.reports.plan.tensorrt import estimate_tensorrt
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
-    from divprune.runtime.reports.plan.dimensions import ModelDimensions
+    from divprune.runtime.directory.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
-__all__ = ["Change", "cheapest_fit", "spare_bytes", "swap_to_build"]
+__all__ = ["Change", "cheapest_fit", "estimate", "spare_bytes", "swap_to_build"]
 
 _ANSWER = 128  # tokens that the smallest cache has room for, beside the baseline's prompt
 _STEP = 128
@@ -28,6 +30,18 @@ class Change:
     flags: tuple[str, ...]
     settings: PlanSettings
     estimate: Estimate
+
+
+def estimate(model: ModelDimensions, settings: PlanSettings) -> Estimate:
+    """Predict the memory that a model needs.
+
+    Raises:
+        OptionError: for settings that the model cannot have.
+        CheckpointError: where a quantisation does not fit its weights.
+    """
+    settings.check(model)
+    predict = estimate_onnxruntime if settings.on_onnxruntime else estimate_tensorrt
+    return predict(model, settings)
 
 
 def spare_bytes(needs: Estimate, device: Device) -> int:

@@ -6,13 +6,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.keep import describe_keep, kept_count
-from divprune.runtime.reports.plan.estimate import Estimate, estimate
-from divprune.runtime.reports.plan.fit import Change, cheapest_fit, spare_bytes, swap_to_build
+from divprune.runtime.reports.plan.estimate import Estimate
+from divprune.runtime.reports.plan.fit import (
+    Change,
+    cheapest_fit,
+    estimate,
+    spare_bytes,
+    swap_to_build,
+)
 from divprune.runtime.reports.plan.weights import table_bytes
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
-    from divprune.runtime.reports.plan.dimensions import ModelDimensions
+    from divprune.runtime.directory.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
 __all__ = ["MemoryPlan", "make_memory_plan", "render_plan", "to_dict"]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
+from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.directory.quant_scheme import parse_scheme
 from divprune.runtime.errors import CheckpointError, EngineDirectoryError, OptionError
-from divprune.runtime.reports.plan.dimensions import ModelDimensions, TextDimensions
-from divprune.runtime.reports.plan.model_config import read_dimensions
 
 __all__ = ["PlannedModel", "dimensions_of", "find_model"]
 

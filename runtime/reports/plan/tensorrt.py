@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from divprune.runtime.backends.tensorrt.build.memory_limit import CONTEXT_BYTES, build_peak
 from divprune.runtime.reports.plan.estimate import Estimate
 from divprune.runtime.reports.plan.weights import llm_weights, stored_bytes, vision_weights
 
 if TYPE_CHECKING:
-    from divprune.runtime.reports.plan.dimensions import ModelDimensions
+    from divprune.runtime.directory.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
-__all__ = ["build_peak", "estimate_tensorrt", "workspace_bytes"]
+__all__ = ["estimate_tensorrt"]
 
-_MIB, _GIB = 1 << 20, 1 << 30
+_MIB = 1 << 20
 _HOST_PROCESS = 350 * _MIB  # Python and TensorRT's runtime: an estimate
-_CONTEXT = 300 * _MIB  # a CUDA context with the kernels' code: an estimate
-_BUILD_PROCESS = 450 * _MIB
-_BUILD_COPIES = 3  # of the weights: parsed, being compiled, in the engine
-_SMALLEST_WORKSPACE, _LARGEST_WORKSPACE = 128 * _MIB, 4 * _GIB
 
 
 def estimate_tensorrt(model: ModelDimensions, settings: PlanSettings) -> Estimate:
@@ -44,33 +41,11 @@ def estimate_tensorrt(model: ModelDimensions, settings: PlanSettings) -> Estimat
         kv_cache=cache,
         activations=activations,
         prefill_scratch=scratch,
-        process=_HOST_PROCESS + _CONTEXT,
+        process=_HOST_PROCESS + CONTEXT_BYTES,
         build_peak=build_peak(max(vision, llm)),
         host_peak=_HOST_PROCESS,
-        device_peak=_CONTEXT + most,
+        device_peak=CONTEXT_BYTES + most,
     )
-
-
-def build_peak(engine_bytes: int) -> int:
-    """What the builder needs for an engine of that size, workspace not counted."""
-    return _BUILD_PROCESS + _BUILD_COPIES * engine_bytes
-
-
-def workspace_bytes(available: int, engine_bytes: int, *, shared: bool) -> int:
-    """What a kernel may use while the largest engine is built.
-
-    Args:
-        available: Bytes of the GPU's memory that the system leaves.
-        engine_bytes: Weights of the largest engine.
-        shared: Whether the builder's copies of the weights lie in the same memory.
-
-    Returns:
-        A quarter of what the builder leaves, in whole MiB, between 128 MiB and 4 GiB: less and
-        kernels fail that would fit, and no kernel needs more.
-    """
-    needed = build_peak(engine_bytes) if shared else _CONTEXT + engine_bytes
-    spare = (available - needed) // 4
-    return max(_SMALLEST_WORKSPACE, min(_LARGEST_WORKSPACE, spare // _MIB * _MIB))
 
 
 def _llm_engine(model: ModelDimensions, settings: PlanSettings) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from divprune.runtime.backends.cuda.nvml import Nvml
 from divprune.runtime.reports.bench.device import (
     cpu_clocks,
     cpu_name,
@@ -13,7 +14,7 @@ from divprune.runtime.reports.bench.device import (
     power_mode,
     tool_versions,
 )
-from divprune.runtime.reports.bench.nvml import Nvml, open_nvml
+from tests.runtime.fake_nvml import FakeLibrary
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU 9000\ncpu MHz\t\t: 2596.128\n"
 PI = "processor\t: 0\nCPU part\t: 0xd08\n\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
@@ -25,31 +26,6 @@ def write(root: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
-
-
-class FakeLibrary:
-    """Answers as libnvidia-ml does: through pointers, with 0 for success."""
-
-    failing: frozenset[str] = frozenset()
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
-        return 6 if "handle" in self.failing else 0
-
-    def nvmlDeviceGetName(self, handle, buffer, size):
-        buffer.value = b"NVIDIA Something"
-        return 0
-
-    def nvmlSystemGetDriverVersion(self, buffer, size):
-        buffer.value = b"590.1"
-        return 3 if "driver" in self.failing else 0
-
-    def nvmlDeviceGetClockInfo(self, handle, kind, mhz):
-        mhz._obj.value = {0: 1500, 2: 7000}[kind.value]
-        return 3 if "clocks" in self.failing else 0
-
-    def nvmlDeviceGetMemoryInfo(self, handle, memory):
-        memory._obj.used = 5 * 2**30
-        return 3 if "memory" in self.failing else 0
 
 
 def test_facts_about_this_machine_are_plausible():
@@ -124,30 +100,3 @@ def test_versions_of_what_takes_part_are_listed():
     versions = tool_versions()
     assert versions["python"] == platform.python_version()
     assert {"divprune-edge", "numpy", "tokenizers"} <= versions.keys()
-
-
-def test_readings_of_the_gpu():
-    gpu = Nvml(FakeLibrary())
-    assert gpu.name() == "NVIDIA Something"
-    assert gpu.driver() == "590.1"
-    assert gpu.clocks() == "graphics 1500 MHz, memory 7000 MHz"
-    assert gpu.memory_in_use() == 5 * 2**30
-
-
-def test_a_reading_that_nvml_refuses_is_none():
-    library = FakeLibrary()
-    library.failing = frozenset({"driver", "clocks", "memory"})
-    gpu = Nvml(library)
-    assert (gpu.driver(), gpu.clocks(), gpu.memory_in_use()) == (None, None, None)
-
-
-def test_a_library_without_a_gpu_is_refused():
-    library = FakeLibrary()
-    library.failing = frozenset({"handle"})
-    with pytest.raises(OSError, match="no GPU"):
-        Nvml(library)
-
-
-def test_opening_nvml_never_fails():
-    gpu = open_nvml()
-    assert gpu is None or gpu.name()

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from divprune.runtime.backends.cuda.nvml import Nvml
 from divprune.runtime.reports.bench.jetson import open_jetson
-from divprune.runtime.reports.bench.nvml import Nvml
 from divprune.runtime.reports.bench.sensors import choose_sensors
 from tests.runtime.reports.bench.fake_jetson import make_jetson
 from tests.runtime.reports.bench.test_device import FakeLibrary

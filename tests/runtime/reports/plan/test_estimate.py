@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from divprune.configs.device import load_device
+from divprune.runtime.backends.tensorrt.build.memory_limit import build_peak, workspace_bytes
+from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import TowerInfo
-from divprune.runtime.reports.plan.dimensions import ModelDimensions, TextDimensions
-from divprune.runtime.reports.plan.estimate import estimate
-from divprune.runtime.reports.plan.fit import cheapest_fit, spare_bytes, swap_to_build
+from divprune.runtime.reports.plan.fit import cheapest_fit, estimate, spare_bytes, swap_to_build
 from divprune.runtime.reports.plan.settings import PlanSettings
 from divprune.runtime.reports.plan.source import find_model
-from divprune.runtime.reports.plan.tensorrt import build_peak, workspace_bytes
 from divprune.runtime.reports.plan.weights import llm_weights, stored_bytes, vision_weights
 
 MEASURED = Path(__file__).parents[4] / "benchmarks" / "results" / "plan-accuracy.json"

@@ -9,14 +9,14 @@ from PIL import Image
 
 from divprune.runtime import Pipeline
 from divprune.runtime.errors import OptionError, UnsupportedError
-from divprune.runtime.inputs.image_processor import ImageProcessor
-from divprune.runtime.reports.overlay import (
+from divprune.runtime.generation.overlay import (
     ENDINGS,
     PatchGrid,
     count_undrawn,
     draw_overlay,
     encode_overlay,
 )
+from divprune.runtime.inputs.image_processor import ImageProcessor
 
 GRID = PatchGrid(3, 3, 20)
 KEPT = (0, 4, 8)

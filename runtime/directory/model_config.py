@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import TowerInfo
 from divprune.runtime.directory.quant_scheme import QuantScheme
 from divprune.runtime.errors import CheckpointError, UnsupportedError
-from divprune.runtime.reports.plan.dimensions import ModelDimensions, TextDimensions
 
 __all__ = ["read_dimensions"]
 
