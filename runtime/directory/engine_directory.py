@@ -21,7 +21,7 @@ from divprune.runtime.directory.manifest import MANIFEST_NAME, FileRecord, Manif
 from divprune.runtime.directory.manifest_json import RE_EXPORT
 from divprune.runtime.errors import EngineDirectoryError, OptionError
 
-__all__ = ["EngineDirectory"]
+__all__ = ["EngineDirectory", "export_command"]
 
 _WRITE = (
     "name the directory that divprune-export wrote, or write one: "
@@ -69,7 +69,7 @@ class EngineDirectory:
         root = _existing_directory(Path(path))
         manifest = _read_manifest(root)
         limited = shorten_cache(manifest, max_seq_len)
-        fix = _export_command(root, manifest)
+        fix = export_command(root, manifest)
         for relative, record in manifest.files.items():
             _check_size(root, relative, record, fix)
         _check_hashes(root, manifest, fix, always=verify == "full")
@@ -86,7 +86,7 @@ class EngineDirectory:
                 f"{self.path}: the export has no file {relative}",
                 expected=f"one of {', '.join(sorted(self.manifest.files))}",
                 found=relative,
-                fix=_export_command(self.path, self.manifest),
+                fix=export_command(self.path, self.manifest),
             )
         return self.path / relative
 
@@ -209,7 +209,7 @@ def _quant_options(manifest: Manifest) -> dict[str, str | None]:
     return options
 
 
-def _export_command(root: Path, manifest: Manifest) -> str:
+def export_command(root: Path, manifest: Manifest) -> str:
     """The command that writes the directory anew as it was."""
     parameters = manifest.selector.parameters
     flags = {name: str(parameters[name]) for name in ("seed", "layer", "tau") if name in parameters}

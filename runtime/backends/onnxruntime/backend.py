@@ -68,7 +68,7 @@ def load(
         BackendError: if ONNX Runtime is missing, too old, without the device, or refuses.
         EngineDirectoryError: if a graph is not the one that the manifest describes.
     """
-    library = require_onnxruntime(directory.manifest, device)
+    library = require_onnxruntime(directory, device)
     session = partial(open_session, library, directory, device=device, threads=threads)
     residents = Residents(
         partial(session, "vision", runs_once=True),
@@ -106,7 +106,7 @@ def _open_decoder(
 
 def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
     """Open the selection graph; the errors are those of ``load``."""
-    library = require_onnxruntime(directory.manifest, device)
+    library = require_onnxruntime(directory, device)
     session = open_session(
         library, directory, "selection", device=device, threads=threads, runs_once=True
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from divprune.runtime.directory.engine_directory import export_command
 from divprune.runtime.errors import BackendError, EngineDirectoryError
 from divprune.runtime.memory import page_out
 
@@ -15,9 +19,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from divprune.runtime.directory.engine_directory import EngineDirectory
-    from divprune.runtime.directory.manifest import Manifest, TensorSpec
+    from divprune.runtime.directory.manifest import TensorSpec
 
-__all__ = ["DISABLED_OPTIMIZERS", "open_session", "require_onnxruntime"]
+__all__ = ["DISABLED_OPTIMIZERS", "open_session", "require_onnxruntime", "require_precision"]
 
 # On CUDA this fusion moves RotaryEmbedding into GroupQueryAttention, which indexes cosine and sine
 # by slot. Ours are rows of the positions at hand, one for each row of the step: from the first
@@ -33,13 +37,15 @@ _DIALECTS = {"cpu": ("ort", "onnx", "delta"), "cuda": ("ort", "onnx")}
 _ORT_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
 
 
-def require_onnxruntime(manifest: Manifest, device: str) -> ModuleType:
+def require_onnxruntime(directory: EngineDirectory, device: str) -> ModuleType:
     """Import ONNX Runtime, provided that it can run this engine directory on ``device``.
 
     Raises:
         BackendError: if it is not installed, older than the manifest requires, lacks the
-            execution provider of the device, or cannot run the dialect of the graphs.
+            execution provider of the device, or cannot run the dialect or the precision of the
+            graphs.
     """
+    manifest = directory.manifest
     install = f'pip install "divprune-edge[{_EXTRAS[device]}]"'
     try:
         onnxruntime = import_module("onnxruntime")
@@ -59,6 +65,9 @@ def require_onnxruntime(manifest: Manifest, device: str) -> ModuleType:
         )
     _require_version(onnxruntime.__version__, manifest.requires.get("onnxruntime", "0"), device)
     _require_provider(onnxruntime, device, install)
+    if device == "cuda":
+        require_precision(directory)
+        _preload_libraries(onnxruntime)
     return onnxruntime
 
 
@@ -159,6 +168,56 @@ class _ShrinkingSession:
     def run_with_iobinding(self, binding: Any) -> None:
         """Run on what is bound."""
         self._session.run_with_iobinding(binding, self._options)
+
+
+def require_precision(directory: EngineDirectory) -> None:
+    """Refuse what the CUDA provider has no kernels for; it would run on the CPU, or not at all.
+
+    It has none for DynamicQuantizeLinear and MatMulInteger of uint8, and GroupQueryAttention in
+    float16 only.
+
+    Raises:
+        BackendError: with the command that exports the same in float16.
+    """
+    manifest = directory.manifest
+    int8 = manifest.quant is not None and manifest.quant.bits == 8
+    found = [
+        flag
+        for flag, is_there in (
+            ("--quant int8", int8),
+            ("--vision-quant int8", manifest.vision_quant == "int8"),
+            ("--prefill-quant int8", manifest.prefill_quant == "int8"),
+            ("--dtype fp32", manifest.dialect == "ort" and manifest.dtype == "fp32"),
+        )
+        if is_there
+    ]
+    if not found:
+        return
+    mended = replace(
+        manifest,
+        dtype="fp16",
+        quant=None if int8 else manifest.quant,
+        vision_quant=None,
+        prefill_quant=None,
+    )
+    output = directory.path.with_name(f"{directory.path.name}-cuda")
+    raise BackendError(
+        f"ONNX Runtime has no CUDA kernels for {' and '.join(found)}",
+        expected="--dtype fp16, with --quant int4 or without",
+        found=f"exported with {' '.join(found)}",
+        fix=f"{export_command(output, mended)}, or ask for --device cpu",
+    )
+
+
+def _preload_libraries(onnxruntime: ModuleType) -> None:
+    """Load CUDA and cuDNN from pip's packages, which the system's loader does not look into.
+
+    It says on standard output what it does not find; that belongs to ``--json`` alone, and what
+    is missing for good is said when the session opens.
+    """
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21 on
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
 
 
 def _require_version(found: str, minimum: str, device: str) -> None:

@@ -300,7 +300,8 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(directory, monkeypatch):
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(BackendError, match="would have used the CPU instead"),
     ):
-        load(directory, device="cuda", threads=None)
+        half = replace(directory, manifest=replace(directory.manifest, dtype="fp16"))
+        load(half, device="cuda", threads=None)
 
 
 def test_a_graph_that_onnxruntime_refuses_is_the_users_to_mend(engine_dir, tmp_path):
