@@ -18,7 +18,11 @@ __all__ = [
     "OptionError",
     "PromptError",
     "UnsupportedError",
+    "printable",
+    "shorten",
 ]
+
+_LONGEST_VALUE = 1000
 
 
 class DivPruneError(Exception):
@@ -39,10 +43,14 @@ class DivPruneError(Exception):
         found: object | None = None,
         fix: str | None = None,
     ) -> None:
-        lines = [what]
-        for label, value in (("expected", expected), ("found", found), ("fix", fix)):
+        # What users, servers and files said stands in here: a data URI is megabytes long, and an
+        # escape code would write on the terminal.
+        lines = [printable(shorten(what, _LONGEST_VALUE))]
+        for label, value in (("expected", expected), ("found", found)):
             if value is not None:
-                lines.append(f"  {label + ':':<10}{value}")
+                lines.append(f"  {label + ':':<10}{printable(shorten(str(value), _LONGEST_VALUE))}")
+        if fix is not None:
+            lines.append(f"  {'fix:':<10}{printable(fix)}")
         super().__init__("\n".join(lines))
         self.what = what
         self.expected = expected
@@ -84,3 +92,24 @@ class BackendError(DivPruneError):
 
 class NumericalError(DivPruneError):
     """A NaN or Inf came up where finite numbers are needed."""
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, without its middle where it is longer than ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    left = f" ... ({len(text) - limit} characters left out) ... "
+    return text[: limit - limit // 4] + left + text[len(text) - limit // 4 :]
+
+
+def printable(text: str) -> str:
+    """The text with control characters and half characters as Python escapes, lines as they are.
+
+    Direction marks, line separators of Unicode and the codes that move a terminal's cursor are
+    among them; letters of any script are not.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )

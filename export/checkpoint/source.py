@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.runtime.directory import bounded_json
 from divprune.runtime.errors import CheckpointError, DivPruneError, OptionError
 
 __all__ = [
@@ -229,14 +229,8 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """Content of a JSON file that holds an object.
 
     Raises:
-        CheckpointError: if it is missing or holds something else.
+        CheckpointError: if it is missing, holds something else, or cannot be used: it is too
+            large, too deep, or has numbers and text that no library takes.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing", fix="give the directory of a checkpoint")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON", found=error) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a JSON object", found=type(content).__name__)
-    return content
+    fix = "download the checkpoint again" if file.exists() else "give the directory of a checkpoint"
+    return bounded_json.read_json_object(file, error=CheckpointError, fix=fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,8 +15,11 @@ from divprune.export.checkpoint.checkpoint import EMBEDDINGS
 from divprune.export.checkpoint.source import read_json_object
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.runtime.errors import CheckpointError
+from divprune.runtime.generation.generation_config import describe_left_out
 
 __all__ = ["write_embeddings", "write_host_files"]
+
+logger = logging.getLogger(__name__)
 
 # In the order in which transformers looks; where several differ, the first one is the model's.
 _TEMPLATE_FILES = (
@@ -42,14 +46,14 @@ def write_host_files(checkpoint: Path, directory: Path, config: Any) -> None:
     Raises:
         CheckpointError: naming the file that is missing and what to do about it.
     """
-    _write_tokenizer(checkpoint, directory)
+    _write_tokenizer(checkpoint, directory, config)
     template = _chat_template(checkpoint)
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     _write_json(directory / "generation_config.json", _generation_config(checkpoint, config))
-    _write_json(directory / "preprocessor_config.json", _image_processor_config(checkpoint))
+    _write_json(directory / "preprocessor_config.json", _image_processor_config(checkpoint, config))
 
 
-def _write_tokenizer(checkpoint: Path, directory: Path) -> None:
+def _write_tokenizer(checkpoint: Path, directory: Path, config: Any) -> None:
     """Write the tokenizer as transformers would use it.
 
     Not a copy of the checkpoint's files: transformers changes what they say while loading (a
@@ -68,6 +72,24 @@ def _write_tokenizer(checkpoint: Path, directory: Path) -> None:
             raise _no_tokenizer(checkpoint, f"{type(tokenizer).__name__}, written in Python")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(Path(saved, name), directory / name)
+    _warn_of_tokens_without_embedding(tokenizer, config.text_config.vocab_size)
+
+
+def _warn_of_tokens_without_embedding(tokenizer: Any, rows: int) -> None:
+    """Say which tokens a prompt must not contain: they have no row in the embedding table."""
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if beyond:
+        names = [beyond[index] for index in sorted(beyond)]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        logger.warning(
+            "the tokenizer has %d tokens (%s) beyond the %d rows of the embedding table: a prompt"
+            " with one of them is refused; model.resize_token_embeddings(%d) makes room, if the"
+            " model was trained with them",
+            len(names),
+            shown,
+            rows,
+            max(beyond) + 1,
+        )
 
 
 def _no_tokenizer(checkpoint: Path, found: str) -> CheckpointError:
@@ -121,11 +143,16 @@ def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
                 fix=f"write it to {checkpoint / 'generation_config.json'}",
             )
         stored = {**stored, "eos_token_id": eos}
+    for sentence in describe_left_out(stored):
+        logger.warning("%s", sentence)
     return stored
 
 
-def _image_processor_config(checkpoint: Path) -> dict[str, Any]:
-    """What transformers 5 nests in processor_config.json, or preprocessor_config.json."""
+def _image_processor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
+    """What transformers 5 nests in processor_config.json, or preprocessor_config.json.
+
+    One that does not name its type is the model's own, as transformers reads it.
+    """
     nested = (_read_json(checkpoint / "processor_config.json") or {}).get("image_processor")
     found = nested or _read_json(checkpoint / "preprocessor_config.json")
     if not isinstance(found, dict):
@@ -135,7 +162,26 @@ def _image_processor_config(checkpoint: Path) -> dict[str, Any]:
             found=f"neither in {checkpoint}",
             fix="copy preprocessor_config.json of the original model into the directory",
         )
+    if not (found.get("image_processor_type") or found.get("feature_extractor_type")):
+        found = {**found, "image_processor_type": _own_processor(config.model_type)}
     return found
+
+
+def _own_processor(model_type: str) -> str:
+    """The image processor that transformers takes for a model type."""
+    from transformers.models.auto import image_processing_auto
+
+    names: Any = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
+    # One name for each way of computing; they differ in an ending that is not written.
+    name = next(iter(names.get(model_type, {}).values()), None)
+    if name is None:
+        raise CheckpointError(
+            "the config of the image processor does not name its type",
+            expected="image_processor_type in preprocessor_config.json",
+            found=f"none, and transformers knows no default for {model_type}",
+            fix="copy preprocessor_config.json of the original model into the directory",
+        )
+    return str(name)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from divprune.runtime.generation.result import (
     Memory,
     Timings,
 )
+from divprune.runtime.generation.stop_text import StopText
 from divprune.runtime.memory import peak_rss
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Generation(Iterator[str]):
         stream: Turns tokens into pieces of text.
         eos_token_ids: Tokens that end the answer.
         limit: Largest number of new tokens.
+        stop: Texts that end the answer; they are left out of it.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Generation(Iterator[str]):
         stream: TextStream,
         eos_token_ids: tuple[int, ...],
         limit: int,
+        stop: Sequence[str] = (),
     ) -> None:
         self._prefill = prefill
         self._step = step
@@ -78,6 +81,7 @@ class Generation(Iterator[str]):
         self._stream = stream
         self._eos_token_ids = eos_token_ids
         self._limit = limit
+        self._stop = StopText(stop)
         self._token_ids: list[int] = []
         self._text: list[str] = []
         self._decode_ms: list[float] = []
@@ -103,14 +107,17 @@ class Generation(Iterator[str]):
         token = self._prefill.first_token
         while True:
             self._token_ids.append(token)
-            if piece := self._stream.push(token):
+            if piece := self._stop.push(self._stream.push(token)):
                 yield piece
-            if token in self._eos_token_ids or len(self._token_ids) >= self._limit:
+            if self._stop.found or token in self._eos_token_ids:
+                break
+            if len(self._token_ids) >= self._limit:
                 break
             token = self._decode(token)
-        if piece := self._stream.finish():
+        if piece := self._stop.push(self._stream.finish()) + self._stop.finish():
             yield piece
-        self._result = self._finish("stop" if token in self._eos_token_ids else "length")
+        stopped = self._stop.found or token in self._eos_token_ids
+        self._result = self._finish("stop" if stopped else "length")
 
     def _decode(self, token: int) -> int:
         start = perf_counter()

@@ -1,52 +1,68 @@
-"""A picture from wherever the user has it: a file, a URL, standard input, bytes or Pillow.
+"""A picture from wherever the user has it: a file, a URL, standard input, bytes, Pillow, NumPy.
 
-The result is upright (EXIF orientation applied) and RGB, pixel for pixel what transformers'
-`load_image` returns, with one exception: pictures with 16 bits a channel in one grey channel
-(Pillow modes `I;16`, `I;16B`, `I;16L`, `I;16N` and `I`, so also 16-bit greyscale PNG) are scaled
-to 8 bits by keeping the high byte, as Pillow itself does for 16-bit colour. Converting them
-directly, as transformers does, clips every value above 255 and returns a white picture.
+The result is upright (EXIF orientation applied) and RGB: for opaque pictures of 8 bits a channel
+pixel for pixel what transformers' `load_image` returns. Elsewhere that conversion would lose the
+picture:
+
+- What is transparent shows white, in every format; dropping the alpha channel shows the colour
+  that happens to be stored there, black as a rule.
+- 16 bits in one grey channel (Pillow modes `I;16`, `I;16B`, `I;16L`, `I;16N` and `I`, so also
+  16-bit greyscale PNG) are scaled to 8 bits by keeping the high byte, as Pillow itself does for
+  16-bit colour, and floats from 0 to 1 by 255; converted directly, they are clipped.
+- Pictures of more than `_MAX_WORKING_PIXELS` are halved, while they are decoded where the format
+  can: no vision tower sees a quarter of that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import sys
-import time
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from divprune.runtime.errors import ImageError
+from divprune.runtime.inputs.image_sources import ACCEPTED, MAX_STREAM_BYTES, open_source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 __all__ = ["MAX_PIXELS", "MAX_STREAM_BYTES", "load_image"]
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: where Pillow stops as well unless it was told otherwise."""
 
-MAX_STREAM_BYTES = 64 * 2**20
-"""Most bytes taken from a URL, standard input or a pipe."""
+_MAX_WORKING_PIXELS = 64_000_000
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
-_SOCKET_TIMEOUT_S = 20.0
-_DOWNLOAD_TIMEOUT_S = 120.0
-_USER_AGENT = "divprune-edge (Python urllib)"
-_URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
-_ACCEPTED = "a picture file, an http(s) URL, or - for standard input"
 
-
-def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+def load_image(source: Picture) -> Image.Image:
     """Return the picture at `source`, upright and in RGB.
 
     Args:
-        source: A path, an `http://` or `https://` URL, `-` for standard input, the bytes of a
-            picture file, or a Pillow image (which is left as it is).
+        source: A path, an `http:`, `https:`, `file:` or `data:` URL, `-` for standard input, the
+            bytes of a picture file, a Pillow image (which is left as it is), or a uint8 array
+            [height, width], or [height, width, 3 or 4].
 
     Returns:
-        A new image of mode `RGB`. A transparent colour of the file (PNG `tRNS`) stays in
-        `info["transparency"]`, where the image processor looks for it.
+        A new image of mode `RGB`.
 
     Raises:
         ImageError: Nothing is there, it cannot be fetched, it is not a picture, it is damaged,
@@ -55,91 +71,33 @@ def load_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         with _decoding("the Pillow image"):
             return _to_upright_rgb(source, "the Pillow image")
-    if isinstance(source, bytes):
+    if isinstance(source, np.ndarray):
+        with _decoding("the array"):
+            return _to_upright_rgb(_from_array(source), "the array")
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), f"the picture of {len(source)} bytes")
+    if isinstance(source, os.PathLike) and not isinstance(source, Path):
+        source = Path(source)
     if not isinstance(source, (str, Path)):
-        raise ImageError("a picture cannot come from there", expected=_ACCEPTED, found=type(source))
-    if str(source) == "-":
-        return _decode(io.BytesIO(_read_stdin()), "standard input")
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _decode(io.BytesIO(_download(source)), source)
-    return _load_file(Path(source))
+        raise ImageError("a picture cannot come from there", expected=ACCEPTED, found=type(source))
+    stream, name = open_source(source)
+    with stream:
+        return _decode(stream, name)
 
 
-def _load_file(path: Path) -> Image.Image:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise ImageError(f"{path} does not exist", expected=_ACCEPTED) from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{path} is a directory", expected=_ACCEPTED) from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be opened", expected=_ACCEPTED, found=error) from error
-    with file:
-        stream = file if file.seekable() else io.BytesIO(_read_limited(file, str(path)))
-        return _decode(stream, str(path))
-
-
-def _read_stdin() -> bytes:
-    if sys.stdin.isatty():
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    ):
         raise ImageError(
-            "there is no picture on standard input",
-            expected="a picture file piped in",
-            found="a terminal",
-            fix="divprune-run ENGINE_DIR - < picture.jpg",
+            "the array is no picture",
+            expected="uint8 [height, width], or [height, width, 3 or 4] in RGB or RGBA",
+            found=f"{array.dtype} {list(array.shape)}",
+            fix="scale it to uint8 from 0 to 255 and put the channels last",
         )
-    return _read_limited(sys.stdin.buffer, "standard input")
-
-
-def _download(url: str) -> bytes:
-    # With ssl and email behind it, this would be most of the module's import time.
-    import http.client
-    import urllib.error
-    import urllib.parse
-    import urllib.request
-
-    reason: object
-    try:
-        request = urllib.request.Request(
-            urllib.parse.quote(url, safe=_URL_SAFE), headers={"User-Agent": _USER_AGENT}
-        )
-        deadline = time.monotonic() + _DOWNLOAD_TIMEOUT_S
-        with urllib.request.urlopen(request, timeout=_SOCKET_TIMEOUT_S) as response:
-            return _read_limited(response, url, deadline)
-    except urllib.error.HTTPError as error:
-        reason = f"HTTP status {error.code} {error.reason}"
-        error.close()
-    except urllib.error.URLError as error:
-        reason = error.reason
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = str(error) or type(error).__name__
-    raise ImageError(
-        f"{url} cannot be fetched",
-        expected="a picture behind that URL",
-        found=reason,
-        fix="check the URL and the network, or download the picture and pass its path",
-    )
-
-
-def _read_limited(stream: Any, name: str, deadline: float | None = None) -> bytes:
-    """Read to the end, at most `MAX_STREAM_BYTES` and (a `time.monotonic`) `deadline`.
-
-    `read1` returns what has arrived, so that a sender of one byte now and then, which never
-    runs into the socket's timeout, still meets the deadline.
-    """
-    data = bytearray()
-    while chunk := stream.read1(1 << 16):
-        data += chunk
-        if len(data) > MAX_STREAM_BYTES:
-            raise ImageError(
-                f"{name} is too long for a picture",
-                expected=f"at most {MAX_STREAM_BYTES} bytes",
-                found="more",
-                fix="save it as a file and pass its path",
-            )
-        if deadline is not None and time.monotonic() > deadline:
-            raise TimeoutError(f"not complete after {_DOWNLOAD_TIMEOUT_S:.0f} s")
-    return bytes(data)
+    if array.size == 0:
+        raise ImageError("the array has no pixels", expected="at least 1 x 1", found=array.shape)
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _decode(stream: BinaryIO, name: str) -> Image.Image:
@@ -148,13 +106,37 @@ def _decode(stream: BinaryIO, name: str) -> Image.Image:
         if not head:
             raise ImageError(f"{name} is empty", expected="a picture", found="0 bytes")
         stream.seek(0)
-        return _to_upright_rgb(Image.open(stream), name)
+        _register_heif(head)
+        with Image.open(stream) as picture:
+            _check_dimensions(picture, name)
+            if picture.width * picture.height > _MAX_WORKING_PIXELS:
+                picture.draft("RGB", (picture.width // 2, picture.height // 2))
+            return _to_upright_rgb(picture, name)
+
+
+def _register_heif(head: bytes) -> None:
+    """Let Pillow read HEIC, the format of many telephones, which a package of its own adds."""
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or ".heic" in Image.EXTENSION:
+        return
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            "the picture is in HEIC format",
+            expected="a format that Pillow reads, such as JPEG, PNG or WebP",
+            found="HEIC, without the package that reads it",
+            fix="pip install pillow-heif, or save the picture as JPEG",
+        ) from error
+    pillow_heif.register_heif_opener()
 
 
 @contextlib.contextmanager
 def _decoding(name: str) -> Iterator[None]:
     try:
-        yield
+        # Large pictures and odd metadata are dealt with here; Pillow would write to stderr.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -177,21 +159,68 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _to_upright_rgb(picture: Image.Image, name: str) -> Image.Image:
-    """Check the dimensions before anything is decoded, then decode, rotate and convert."""
+    """Check the dimensions before anything is decoded, then decode, convert and rotate."""
+    _check_dimensions(picture, name)
+    orientation = _orientation(picture)
+    picture.load()
+    rgb = _on_white(_eight_bits(picture, name))
+    if rgb.width * rgb.height > _MAX_WORKING_PIXELS:
+        rgb = rgb.reduce(2)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _check_dimensions(picture: Image.Image, name: str) -> None:
     if picture.width * picture.height > MAX_PIXELS:
         raise _too_many_pixels(name, f"{picture.width} x {picture.height} pixels")
     if picture.width * picture.height == 0:
         raise ImageError(
             f"{name} has no pixels", expected="at least 1 x 1", found=f"{picture.size}"
         )
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        upright = _keep_high_byte(upright, name)
-    # An alpha value for each palette entry is dropped by the conversion in any case: without
-    # the entry Pillow does not warn about it.
-    if isinstance(upright.info.get("transparency"), bytes):
-        del upright.info["transparency"]
-    return upright.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 where there is none; everything else in EXIF is left unread."""
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+        return value if isinstance(value, int) else 1
+    # Tags are read as whatever they claim to be: Pillow raises what it trips over, and none of
+    # it says anything about the pixels.
+    except Exception:
+        return 1
+
+
+def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode == "F":
+        return _scale_floats(picture, name)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        return _keep_high_byte(picture, name)
+    return picture
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """The picture in RGB, white where it is transparent."""
+    if picture.mode in ("La", "RGBa"):  # colours multiplied with alpha
+        picture = picture.convert(picture.mode.upper())
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture)
+    rgb = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    rgb.info.pop("transparency", None)
+    return rgb
+
+
+def _scale_floats(picture: Image.Image, name: str) -> Image.Image:
+    levels = np.asarray(picture)
+    lowest, highest = float(levels.min()), float(levels.max())
+    if not (lowest >= 0 and highest <= 1):
+        raise ImageError(
+            f"{name} has grey levels whose scale is not known",
+            expected="floats from 0 to 1",
+            found=f"floats from {lowest:g} to {highest:g}",
+            fix="scale it to 8 or 16 bits a channel",
+        )
+    return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
 
 
 def _keep_high_byte(picture: Image.Image, name: str) -> Image.Image:
@@ -204,7 +233,12 @@ def _keep_high_byte(picture: Image.Image, name: str) -> Image.Image:
             found=f"levels from {lowest} to {highest}",
             fix="scale it to 8 or 16 bits a channel",
         )
-    return Image.fromarray((levels >> 8).astype(np.uint8))
+    grey = Image.fromarray((levels >> 8).astype(np.uint8))
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8))
+        return Image.merge("LA", (grey, alpha))
+    return grey
 
 
 def _too_many_pixels(name: str, found: object) -> ImageError:

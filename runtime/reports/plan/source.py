@@ -5,7 +5,6 @@ Nothing is downloaded, and no weights are read.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.runtime.directory.bounded_json import read_json_object
 from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
 from divprune.runtime.directory.model_config import read_dimensions
@@ -121,10 +121,4 @@ def _read_config(file: Path) -> dict[str, Any]:
             expected=f"config.json or {MANIFEST_NAME} in it",
             found="neither",
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON", found=error) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a JSON object", found=type(content).__name__)
-    return content
+    return read_json_object(file, error=CheckpointError)

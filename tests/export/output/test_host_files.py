@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 
 from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
 from divprune.export.checkpoint.weights import WeightSource
@@ -307,3 +307,65 @@ def test_a_damaged_json_file_is_named(tiny: Path, out: Path, name: str, content:
     (tiny / name).write_text(content)
     with pytest.raises(CheckpointError, match=rf"{name} is not (a )?JSON"):
         write(tiny, out)
+
+
+# What is left out is said
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_beams": 5}, "num_beams=5"),
+        ({"do_sample": True, "temperature": 0.2}, "--temperature 0.2"),
+        ({"do_sample": True, "typical_p": 0.5}, "typical_p=0.5"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
+        ({"stop_strings": "###"}, "--stop"),
+        ({"repetition_penalty": 1.2, "suppress_tokens": [3]}, None),
+    ],
+)
+def test_generation_settings_that_are_left_out_are_named(
+    tiny: Path,
+    out: Path,
+    caplog: pytest.LogCaptureFixture,
+    fields: dict[str, Any],
+    said: str | None,
+) -> None:
+    change(tiny / "generation_config.json", **fields)
+    write(tiny, out)
+    assert said in caplog.text if said else not caplog.text
+    assert fields.items() <= json.loads((out / "generation_config.json").read_text()).items()
+
+
+@pytest.mark.parametrize("beyond", [1, 3, 8])
+def test_tokens_beyond_the_embedding_table_are_named(
+    tiny: Path, out: Path, caplog: pytest.LogCaptureFixture, beyond: int
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    rows = Checkpoint.open(tiny).config.text_config.vocab_size
+    tokenizer.add_tokens([f"<loc_{n}>" for n in range(rows - len(tokenizer) + beyond)])
+    first = next(token for token, index in tokenizer.get_vocab().items() if index == rows)
+    tokenizer.save_pretrained(tiny)
+    write(tiny, out)
+    assert f"{beyond} tokens ({first}" in caplog.text
+
+
+def test_tokens_within_the_embedding_table_are_nothing_to_say(
+    tiny: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tiny, out)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("key", ["image_processor_type", "feature_extractor_type"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_image_processor_without_a_type_is_the_models_own(
+    tiny: Path, out: Path, key: str, absent: bool
+) -> None:
+    file = tiny / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    content.pop("image_processor_type")
+    file.write_text(json.dumps(content if absent else {**content, key: None}))
+    write(tiny, out)
+    found = json.loads((out / "preprocessor_config.json").read_text())["image_processor_type"]
+    theirs = type(AutoProcessor.from_pretrained(tiny).image_processor).__name__
+    assert found.removesuffix("Pil") == theirs.removesuffix("Fast").removesuffix("Pil")

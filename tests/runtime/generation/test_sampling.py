@@ -170,3 +170,50 @@ def test_extreme_temperatures_do_not_overflow():
     logits = np.array([-60_000.0, 60_000.0, 0.0], np.float32)
     assert frequencies(logits, 50, temperature=1e-300)[1] == 1
     assert frequencies(logits, 50, temperature=1e300).max() < 1
+
+
+# --- top-k and min-p
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": -1}, {"min_p": -0.1}, {"min_p": 1.5}, {"min_p": float("nan")}]
+)
+def test_limits_outside_their_range_are_option_errors(options):
+    with pytest.raises(OptionError, match=next(iter(options)).replace("_", "-")):
+        SamplingOptions(**options)
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_repetition_penalty_outside_its_range_is_an_option_error(penalty):
+    with pytest.raises(OptionError, match="repetition penalty"):
+        SamplingOptions(repetition_penalty=penalty)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=st.lists(st.integers(-500, 500), min_size=1, max_size=30, unique=True),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    top_k=st.integers(0, 40),
+    top_p=st.sampled_from([1.0, 0.9, 0.5]),
+    min_p=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_tokens_that_can_be_drawn_are_those_of_transformers(
+    logits, temperature, top_k, top_p, min_p
+):
+    torch = pytest.importorskip("torch")
+    generation = pytest.importorskip("transformers.generation")
+    scores = np.array(logits, np.float32) / 100
+    warpers = [generation.TemperatureLogitsWarper(temperature)]
+    warpers += [generation.TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [generation.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [generation.MinPLogitsWarper(min_p)] if min_p else []
+    expected = torch.from_numpy(scores)[None]
+    for warper in warpers:
+        expected = warper(None, expected)
+    options = SamplingOptions(temperature, top_p, seed=1, top_k=top_k, min_p=min_p)
+    sampler = Sampler(options)
+    drawn = {sampler(scores) for _ in range(300)}
+    allowed = set(np.flatnonzero(np.isfinite(expected[0].numpy())).tolist())
+    assert drawn <= allowed
+    likely = torch.softmax(expected[0], 0).numpy() > 0.05
+    assert set(np.flatnonzero(likely).tolist()) <= drawn

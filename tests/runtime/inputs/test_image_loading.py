@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import importlib.util
 import io
 import os
 import socket
@@ -11,13 +13,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from divprune.runtime.errors import ImageError
-from divprune.runtime.inputs import image_loading
+from divprune.runtime.inputs import download, image_loading, image_sources
 from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image
 
 LEVELS_16 = np.array([[0, 1, 255, 256, 257], [4096, 32767, 32768, 65279, 65535]], dtype=np.uint16)
@@ -86,7 +89,6 @@ def pictures() -> dict[str, bytes]:
         "colour_and_alpha": saved(Image.fromarray(noise(40, 25, 4), "RGBA")),
         "cmyk_jpeg": saved(Image.fromarray(noise(40, 25, 4), "CMYK"), "JPEG"),
         "cmyk_tiff": saved(Image.fromarray(noise(40, 25, 4), "CMYK"), "TIFF"),
-        "floating_point": saved(Image.fromarray(noise(9, 9, 1).astype(np.float32)), "TIFF"),
         "colour_16_bit": png_16_bit_colour(),
         "rotated_jpeg": rotated(6, "JPEG"),
     }
@@ -94,11 +96,11 @@ def pictures() -> dict[str, bytes]:
 
 
 PICTURES = pictures()
+TRANSPARENT = {name for name in PICTURES if "transparent" in name or "alpha" in name}
 
 
-@pytest.mark.filterwarnings("ignore:Palette images")  # of transformers' own conversion
-@pytest.mark.parametrize("name", PICTURES)
-def test_pixels_and_transparent_colour_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(PICTURES.keys() - TRANSPARENT))
+def test_pixels_of_opaque_pictures_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     reference = pytest.importorskip("transformers.image_utils")
     path = tmp_path / name
     path.write_bytes(PICTURES[name])
@@ -106,7 +108,46 @@ def test_pixels_and_transparent_colour_are_those_of_transformers(name: str, tmp_
     picture = load_image(path)
     assert picture.mode == "RGB"
     assert np.array_equal(np.asarray(picture), np.asarray(expected))
-    assert picture.info.get("transparency") == expected.info.get("transparency")
+
+
+@pytest.mark.parametrize("name", sorted(TRANSPARENT))
+def test_what_is_transparent_is_put_on_white(name: str) -> None:
+    picture = load_image(PICTURES[name])
+    rgba = np.asarray(Image.open(io.BytesIO(PICTURES[name])).convert("RGBA")).astype(float)
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    assert picture.mode == "RGB"
+    assert np.abs(np.asarray(picture) - expected).max() <= 1
+    assert picture.info.get("transparency") is None
+
+
+def drawing_in_every_encoding() -> dict[str, object]:
+    """Black on transparent black: all one colour to whoever drops the alpha channel."""
+    drawing = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    keyed = Image.new("RGB", drawing.size, (255, 0, 255))
+    keyed.paste(drawing, mask=drawing.getchannel("A"))
+    deep = np.where(np.asarray(drawing)[..., 3] > 0, 0, 40000).astype(np.uint16)
+    return {
+        "rgba": saved(drawing),
+        "grey_alpha": saved(drawing.convert("LA")),
+        "palette": saved(drawing.quantize(4)),
+        "webp": saved(drawing, "WEBP", lossless=True),
+        "tiff": saved(drawing, "TIFF"),
+        "gif": saved(drawing.quantize(4), "GIF", transparency=0),
+        "keyed": saved(keyed, transparency=(255, 0, 255)),
+        "keyed_16_bit": saved(Image.fromarray(deep), transparency=40000),
+        "pillow": drawing,
+        "premultiplied": drawing.convert("RGBa"),
+        "array": np.asarray(drawing),
+    }
+
+
+@pytest.mark.parametrize("name", drawing_in_every_encoding())
+def test_a_transparent_drawing_stays_a_drawing_on_white(name: str) -> None:
+    pixels = np.asarray(load_image(drawing_in_every_encoding()[name]))
+    assert (pixels[0, 0] == 255).all()
+    assert (pixels[10, 10] == 0).all()
 
 
 TURNED = {
@@ -127,12 +168,11 @@ def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
     assert np.array_equal(np.asarray(load_image(rotated(orientation))), expected)
 
 
-def test_grey_is_repeated_alpha_is_dropped_and_no_ink_is_white() -> None:
-    grey, alpha = noise(21, 33, 1), noise(40, 25, 4)
+def test_grey_is_repeated_and_no_ink_is_white() -> None:
+    grey = noise(21, 33, 1)
     assert np.array_equal(
         np.asarray(load_image(saved(Image.fromarray(grey)))), np.stack([grey] * 3, axis=-1)
     )
-    assert np.array_equal(np.asarray(load_image(PICTURES["colour_and_alpha"])), alpha[..., :3])
     no_ink = saved(Image.new("CMYK", (4, 4), 0), "TIFF")
     assert (np.asarray(load_image(no_ink)) == 255).all()
 
@@ -272,7 +312,28 @@ def test_unusable_path_is_an_image_error() -> None:
 
 def test_other_types_are_an_image_error() -> None:
     with pytest.raises(ImageError, match="cannot come from there"):
-        load_image(np.zeros((3, 3, 3)))  # type: ignore[arg-type]
+        load_image(object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3), (4, 5, 4)])
+def test_array_of_bytes_is_a_picture(shape: tuple[int, ...]) -> None:
+    assert load_image(np.full(shape, 255, np.uint8)).size == (5, 4)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((3, 4, 5), np.uint8),
+        np.zeros((1, 4, 5, 3), np.uint8),
+        np.zeros((4, 5, 3), np.int64),
+        np.zeros(4, np.uint8),
+        np.zeros((4, 0, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused_with_what_helps(array: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=r"uint8|at least 1 x 1"):
+        load_image(array)
 
 
 def test_picture_without_pixels_is_refused() -> None:
@@ -333,6 +394,37 @@ class Handler(BaseHTTPRequestHandler):
     def route_cut(self) -> None:
         self.reply(PICTURES["grey"][:400], length=len(PICTURES["grey"]))
 
+    def route_ftp(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", "ftp://127.0.0.1/picture.png")
+        self.end_headers()
+
+    def route_loop(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", "/loop")
+        self.end_headers()
+
+    def route_drip_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(40):
+            self.wfile.write(b"a")
+            time.sleep(0.05)
+
+    def route_continue(self) -> None:
+        for _ in range(400):
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            time.sleep(0.005)
+
+    def route_drip_chunks(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(40):
+            self.wfile.write(b"0")
+            time.sleep(0.05)
+
+    def route_escapes(self) -> None:
+        self.send_response(404, "No\x1b[31m")
+        self.end_headers()
+
     def route_stalled(self) -> None:
         time.sleep(1.0)
 
@@ -380,8 +472,11 @@ def test_url_is_fetched(server: str, route: str) -> None:
         ("nothing", "HTTP status 404"),
         ("page", "is not a picture"),
         ("empty", "is empty"),
-        ("cut", "cannot be decoded"),
-        ("local", "cannot be fetched"),
+        ("cut", "before the length it gave"),
+        ("local", "Redirection to url .file:"),
+        ("ftp", "it redirects to ftp:"),
+        ("loop", "cannot be fetched"),
+        ("escapes", r"No\\x1b\[31m"),
     ],
 )
 def test_url_without_a_picture_is_an_image_error_that_names_it(
@@ -394,10 +489,21 @@ def test_url_without_a_picture_is_an_image_error_that_names_it(
 
 @pytest.mark.parametrize("limit", ["_SOCKET_TIMEOUT_S", "_DOWNLOAD_TIMEOUT_S"])
 def test_slow_url_is_given_up(server: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_loading, limit, 0.2)
+    monkeypatch.setattr(download, limit, 0.2)
     route = "stalled" if limit == "_SOCKET_TIMEOUT_S" else "dripping"
     with pytest.raises(ImageError, match=r"timed out|not complete"):
         load_image(f"{server}/{route}")
+
+
+@pytest.mark.parametrize("route", ["drip_headers", "continue", "drip_chunks", "dripping"])
+def test_one_deadline_covers_everything(
+    server: str, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_DOWNLOAD_TIMEOUT_S", 0.3)
+    started = time.monotonic()
+    with pytest.raises(ImageError, match=r"timed out|not complete"):
+        load_image(f"{server}/{route}")
+    assert time.monotonic() - started < 1.5
 
 
 def test_refused_connection_is_an_image_error() -> None:
@@ -420,8 +526,145 @@ def test_malformed_url_is_an_image_error(url: str) -> None:
 def test_download_and_standard_input_stop_at_the_size_limit(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_loading, "MAX_STREAM_BYTES", 100)
+    monkeypatch.setattr(image_sources, "MAX_STREAM_BYTES", 100)
     pipe_to_stdin(monkeypatch, PICTURES["grey"])
     for source in (f"{server}/grey", "-"):
         with pytest.raises(ImageError, match=r"too long[\s\S]*at most 100 bytes"):
             load_image(source)
+
+
+# --- data and file URLs
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        lambda data: "data:image/png;base64," + base64.b64encode(data).decode(),
+        lambda data: "DATA:;base64," + base64.b64encode(data).decode(),
+        lambda data: "data:image/png;name=a;base64," + base64.b64encode(data).decode().rstrip("="),
+        lambda data: "data:image/png;base64," + base64.urlsafe_b64encode(data).decode(),
+        lambda data: "data:image/png;base64,\n " + quote(base64.encodebytes(data)),
+        lambda data: "data:image/png," + quote(data),
+    ],
+)
+def test_data_uri_is_decoded(uri: Callable[[bytes], str]) -> None:
+    assert load_image(uri(PICTURES["grey"])).size == (21, 33)
+
+
+@pytest.mark.parametrize(
+    "uri", ["data:", "data:image/png", "data:;base64,*!", "data:,", "data:x,y"]
+)
+def test_data_uri_that_is_no_picture_is_refused_in_few_words(uri: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_image(uri)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(ImageError) as caught:
+        load_image(uri + "a" * 10**6)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file:", "FILE://", "file://localhost"])
+def test_file_url_is_opened(prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "a picture%.png"
+    path.write_bytes(PICTURES["grey"])
+    assert load_image(prefix + quote(str(path))).size == (21, 33)
+
+
+@pytest.mark.parametrize("url", ["file://elsewhere/a.png", "file:a.png", "file://", "file:///no"])
+def test_file_url_of_nothing_is_refused(url: str) -> None:
+    with pytest.raises(ImageError, match=r"no file of this machine|does not exist"):
+        load_image(url)
+
+
+# --- metadata
+
+
+def jpeg_with_exif(orientation: int, *entries: tuple[int, int, int, bytes]) -> bytes:
+    """A JPEG whose EXIF has further entries: tag, type, count and four bytes of value."""
+    plain = saved(Image.new("RGB", (8, 4), "red"), "JPEG")
+    turned = (0x0112, 3, 1, struct.pack("<HH", orientation, 0))
+    ordered = sorted([turned, *entries])
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in ordered)
+    ifd = struct.pack("<H", len(ordered)) + body + bytes(4)
+    payload = b"Exif\0\0II*\0\x08\0\0\0" + ifd + bytes(64)
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + plain[2:]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (0x010F, 3, 1, struct.pack("<HH", 7, 0)),
+        (0x0131, 11, 1, struct.pack("<f", 1.5)),
+        (0x0213, 4, 1, struct.pack("<I", 70000)),
+        (0x011A, 2, 3, b"72\0\0"),
+        (0x4746, 6, 1, b"\xff\0\0\0"),
+        (0xA433, 7, 4, b"ABCD"),
+        (0x8825, 4, 1, struct.pack("<I", 4_000_000_000)),
+        (0x8769, 4, 1, struct.pack("<I", 8)),
+        (0x0112 + 1, 99, 1, bytes(4)),
+    ],
+)
+def test_odd_metadata_says_nothing_about_the_pixels(
+    orientation: int, entry: tuple[int, int, int, bytes]
+) -> None:
+    picture = load_image(jpeg_with_exif(orientation, entry))
+    assert picture.size == ((8, 4) if orientation == 1 else (4, 8))
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_unknown_orientation_is_none(value: int) -> None:
+    assert load_image(jpeg_with_exif(value)).size == (8, 4)
+
+
+# --- floats, large pictures and HEIC
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "Pillow"])
+def test_floats_from_0_to_1_are_scaled(kind: str) -> None:
+    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (2, 1))
+    data = saved(Image.fromarray(ramp), "TIFF") if kind == "TIFF" else None
+    picture = load_image(data if data is not None else Image.fromarray(ramp))
+    assert np.array_equal(np.asarray(picture)[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize("levels", [[0, 255], [0, 1.001], [-0.1, 1], [0, float("nan")], [0, 65535]])
+def test_floats_of_another_scale_are_refused(levels: list[float]) -> None:
+    with pytest.raises(ImageError, match="floats from 0 to 1"):
+        load_image(saved(Image.fromarray(np.array([levels], np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_large_picture_is_halved(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_loading, "_MAX_WORKING_PIXELS", 2000)
+    picture = load_image(saved(Image.new("RGB", (100, 60), (200, 30, 30)), kind))
+    assert picture.size == (50, 30)
+    assert np.abs(np.asarray(picture).astype(int) - (200, 30, 30)).max() < 4
+
+
+def test_pillow_says_nothing_about_a_large_picture(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    load_image(saved(Image.new("RGB", (40, 40))))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"hevc", b"heix", b"msf1"])
+def test_heic_names_the_package_that_reads_it(brand: bytes) -> None:
+    if ".heic" in Image.EXTENSION or importlib.util.find_spec("pillow_heif"):
+        pytest.skip("pillow-heif is installed")
+    with pytest.raises(ImageError, match="pip install pillow-heif"):
+        load_image(b"\0\0\0\x18ftyp" + brand + bytes(64))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+def test_a_device_without_an_end_is_refused() -> None:
+    with pytest.raises(ImageError, match="too long"):
+        load_image("/dev/zero")
+
+
+def test_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ImageError, match="no picture on standard input"):
+        load_image("-")
