@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from divprune.runtime.cli.main_guard import run_guarded
-from divprune.runtime.reports.bench.tables import Table, to_markdown
+from divprune.runtime.reports.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 

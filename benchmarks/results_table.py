@@ -16,7 +16,7 @@ from divprune.runtime.cli.main_guard import run_guarded
 from divprune.runtime.reports.bench.compare import read_report
 from divprune.runtime.reports.bench.layout import format_keep, format_ms
 from divprune.runtime.reports.bench.report import Report, Run
-from divprune.runtime.reports.bench.tables import Table, to_markdown
+from divprune.runtime.reports.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 

@@ -211,7 +211,7 @@ def describe(points, rounds, load, pictures):
 
 def render(timing):
     """One line for each selector and layer: the ratio of each keep, with its 10-90 % range."""
-    from divprune.runtime.reports.bench.tables import Table, to_markdown
+    from divprune.runtime.reports.tables import Table, to_markdown
 
     keeps = sorted({point.keep for point in timing.points if point.keep != 1.0}, reverse=True)
     cells = {(point.selector, point.layer, point.keep): point for point in timing.points[1:]}

@@ -70,9 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
     image, directory = _check_inputs(arguments, options)
     report = _measure(arguments, options, image, directory)
 
-    from divprune.runtime.reports.bench.kept_patches import draw_kept_patches
     from divprune.runtime.reports.bench.layout import render_text
     from divprune.runtime.reports.bench.output import write_report
+    from divprune.runtime.reports.bench.picture import draw_kept_patches
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
         require_same_work,
         stage_comparison,
     )
-    from divprune.runtime.reports.bench.tables import to_markdown, to_text
+    from divprune.runtime.reports.tables import to_markdown, to_text
 
     paths = [arguments.first, *arguments.others]
     names = [str(path) for path in paths]

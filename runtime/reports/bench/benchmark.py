@@ -18,16 +18,14 @@ from divprune.runtime.backends.cuda.nvml import open_nvml
 from divprune.runtime.pipeline import Pipeline
 from divprune.runtime.reports.bench.assemble import assemble_runs
 from divprune.runtime.reports.bench.device import device_facts, tool_versions
-from divprune.runtime.reports.bench.jetson import open_jetson
 from divprune.runtime.reports.bench.measure import Measurement, Sample, measure
-from divprune.runtime.reports.bench.memory_watch import watch_memory
 from divprune.runtime.reports.bench.notes import roofline_notes, steadiness_notes, surrounding_notes
 from divprune.runtime.reports.bench.picture import image_facts
-from divprune.runtime.reports.bench.power_watch import watch_power
 from divprune.runtime.reports.bench.prediction import predict
 from divprune.runtime.reports.bench.probe import probe_device
 from divprune.runtime.reports.bench.report import SCHEMA_VERSION, EngineFacts, Report, Work
-from divprune.runtime.reports.bench.sensors import choose_sensors
+from divprune.runtime.reports.bench.sensors import choose_sensors, open_jetson
+from divprune.runtime.reports.bench.watch import watch_memory, watch_power
 from divprune.runtime.reports.bench.workload import (
     BenchOptions,
     choose_keeps,

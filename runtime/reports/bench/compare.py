@@ -8,7 +8,7 @@ from typing import Any
 
 from divprune.runtime.reports.bench.layout import format_keep, format_ms, stage_label
 from divprune.runtime.reports.bench.report import STAGES, Report, ReportError, Run
-from divprune.runtime.reports.bench.tables import Table
+from divprune.runtime.reports.tables import Table
 
 __all__ = ["comparison", "read_report", "report_table", "require_same_work", "stage_comparison"]
 

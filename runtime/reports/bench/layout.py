@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 
 from divprune.runtime.directory.keep import describe_keep
 from divprune.runtime.reports.bench.report import STAGES, Power, Ratio, Report, Run, Stat
-from divprune.runtime.reports.bench.tables import (
+from divprune.runtime.reports.tables import (
     Table,
     escape_markdown,
     plain,

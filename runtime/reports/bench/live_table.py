@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from divprune.runtime.reports.bench.assemble import assemble_runs
 from divprune.runtime.reports.bench.layout import stage_table
-from divprune.runtime.reports.bench.tables import to_text
+from divprune.runtime.reports.tables import to_text
 
 if TYPE_CHECKING:
     from divprune.runtime.directory.manifest import Manifest

@@ -1,23 +1,41 @@
-"""The picture that is measured when none is given, and the facts that identify one."""
+"""Pictures of a report: the one that is measured where none is given, and what of it was kept."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from divprune.runtime.directory.keep import describe_keep
+from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.generation.overlay import (
+    PatchGrid,
+    count_undrawn,
+    draw_overlay,
+    encode_overlay,
+)
+from divprune.runtime.inputs.image_processor import ImageProcessor
+from divprune.runtime.reports.bench.layout import format_keep
 from divprune.runtime.reports.bench.report import ImageFacts
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["BUILT_IN", "built_in_picture", "image_facts"]
+    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.reports.bench.report import Report
+
+__all__ = ["BUILT_IN", "built_in_picture", "draw_kept_patches", "image_facts"]
+
+log = logging.getLogger(__name__)
 
 BUILT_IN = "built-in"
 _WIDTH, _HEIGHT = 640, 480
 _SHAPES = 12
 _NOISE = 24
+_LARGEST_SIDE = 1024
 
 
 def built_in_picture() -> Image.Image:
@@ -41,3 +59,37 @@ def image_facts(source: str, image: Image.Image) -> ImageFacts:
     """Name, size and hash of a decoded RGB picture."""
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     return ImageFacts(source, image.width, image.height, digest)
+
+
+def draw_kept_patches(
+    report: Report, directory: EngineDirectory, image: Image.Image
+) -> dict[str, bytes]:
+    """One JPEG file for each fraction below 1.0, by its caption, which tells what is not drawn.
+
+    Args:
+        report: What was measured.
+        directory: The engine directory that was measured.
+        image: The picture that was measured.
+
+    Returns:
+        Nothing where it is not known which patch a visual token stands for.
+    """
+    config = directory.file("preprocessor_config.json").read_text(encoding="utf-8")
+    processor = ImageProcessor.from_config(json.loads(config))
+    total = report.engine.num_image_tokens
+    try:
+        grid = PatchGrid.derive(total, processor.size)
+    except UnsupportedError as error:
+        log.warning("the report shows no kept patches: %s", error)
+        return {}
+    picture = image.copy()
+    picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    pictures = {}
+    for run in report.runs:
+        if run.num_kept < total:
+            caption = f"keep {format_keep(run.keep)}: {describe_keep(run.num_kept, total)}"
+            if undrawn := count_undrawn(picture.size, processor, grid, run.kept_indices):
+                caption += f"; {undrawn} of them outside the picture (padding), not drawn"
+            drawn = draw_overlay(picture, processor, grid, run.kept_indices)
+            pictures[caption] = encode_overlay(drawn, ".jpg")
+    return pictures

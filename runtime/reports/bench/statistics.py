@@ -1,23 +1,15 @@
-"""Statistics of measured times: plain Python, so that they can be checked exactly."""
+"""Statistics of measured times."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import takewhile
 
+import numpy as np
+
 from divprune.runtime.reports.bench.report import Agreement, Ratio, Stat
 
-__all__ = ["agreement", "describe", "paired_ratio", "percentile", "rate"]
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between the two closest ranks, as ``numpy.percentile`` does it."""
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    low = math.floor(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+__all__ = ["agreement", "describe", "paired_ratio", "rate"]
 
 
 def describe(values: Sequence[float]) -> Stat | None:
@@ -27,15 +19,14 @@ def describe(values: Sequence[float]) -> Stat | None:
     """
     if not values:
         return None
-    mean = math.fsum(values) / len(values)
-    squares = math.fsum((value - mean) ** 2 for value in values)
+    p50, p90, p99 = _percentiles(values, 50, 90, 99)
     return Stat(
         n=len(values),
-        mean=mean,
-        std=math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else None,
-        p50=percentile(values, 50),
-        p90=percentile(values, 90),
-        p99=percentile(values, 99),
+        mean=float(np.mean(values)),
+        std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        p50=p50,
+        p90=p90,
+        p99=p99,
         min=min(values),
         max=max(values),
     )
@@ -51,7 +42,7 @@ def paired_ratio(baseline: Sequence[float | None], other: Sequence[float | None]
     ratios = [first / second for first, second in pairs if first is not None and second]
     if not ratios:
         return None
-    return Ratio(percentile(ratios, 50), percentile(ratios, 10), percentile(ratios, 90))
+    return Ratio(*_percentiles(ratios, 50, 10, 90))
 
 
 def agreement(
@@ -65,3 +56,7 @@ def agreement(
 def rate(count: int, ms: float | None) -> float | None:
     """``count`` per second where they take ``ms``; None where there was no time to speak of."""
     return count * 1000 / ms if ms else None
+
+
+def _percentiles(values: Sequence[float], *percents: float) -> list[float]:
+    return [float(value) for value in np.percentile(values, percents)]

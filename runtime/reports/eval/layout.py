@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from divprune.runtime.reports.bench.tables import Table, escape_markdown, to_markdown, to_text
 from divprune.runtime.reports.eval.metrics import get_metric
 from divprune.runtime.reports.eval.report import EvalReport, Interval, Row
+from divprune.runtime.reports.tables import Table, escape_markdown, to_markdown, to_text
 
 __all__ = ["render_markdown", "render_text"]
 

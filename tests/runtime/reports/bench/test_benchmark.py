@@ -16,9 +16,9 @@ from divprune.runtime.generation import generation
 from divprune.runtime.generation.generation_config import load_eos_token_ids
 from divprune.runtime.reports.bench import benchmark as module
 from divprune.runtime.reports.bench.benchmark import benchmark
-from divprune.runtime.reports.bench.jetson import open_jetson
 from divprune.runtime.reports.bench.picture import BUILT_IN, built_in_picture, image_facts
 from divprune.runtime.reports.bench.report import STAGES, Agreement, Ratio, Report, Stat
+from divprune.runtime.reports.bench.sensors import open_jetson
 from divprune.runtime.reports.bench.workload import BenchOptions
 from tests.runtime.engine_copies import copy_engine
 from tests.runtime.reports.bench.fake_jetson import make_jetson

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from divprune.runtime.reports.bench.tables import (
+from divprune.runtime.reports.tables import (
     Table,
     escape_markdown,
     plain,
