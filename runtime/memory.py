@@ -1,4 +1,4 @@
-"""How much memory this process has needed, and how it gives memory back."""
+"""Memory that this process has needed, how it gives memory back, and sizes as people read them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["page_out", "peak_rss", "release_freed_memory", "rss"]
+__all__ = ["format_bytes", "page_out", "peak_rss", "release_freed_memory", "rss"]
 
 _STATUS = Path("/proc/self/status")
 _STATM = Path("/proc/self/statm")
@@ -48,6 +48,15 @@ def page_out(folder: Path) -> None:
         if path.startswith(prefix):
             start, end = (int(address, 16) for address in addresses.split("-"))
             madvise(start, end - start, _MADV_PAGEOUT)
+
+
+def format_bytes(count: int) -> str:
+    """``count`` bytes in the largest binary unit that they fill: ``14.7 MiB``."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            value = count / size
+            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{count} B"
 
 
 def rss() -> int | None:

@@ -32,11 +32,11 @@ from divprune.runtime.directory.atomic_directory import (
 from divprune.runtime.directory.file_hash import hash_file
 from divprune.runtime.directory.manifest import MANIFEST_NAME, FileRecord
 from divprune.runtime.errors import DivPruneError, EngineDirectoryError, OptionError
+from divprune.runtime.memory import format_bytes
 
 __all__ = ["check_free_space", "check_target", "record_files", "stage_directory"]
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_GIB = 1 << 30
 
 
 @contextlib.contextmanager
@@ -116,8 +116,8 @@ def check_free_space(path: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise EngineDirectoryError(
             f"the disk of {existing} is too full for this export; nothing was written",
-            expected=f"{_gib(needed_bytes)} free",
-            found=f"{_gib(free)} free",
+            expected=f"{format_bytes(needed_bytes)} free",
+            found=f"{format_bytes(free)} free",
             fix="free some space, or choose another disk with --output",
         )
 
@@ -239,11 +239,7 @@ def _disk_full_error(partial: Path, error: Exception) -> EngineDirectoryError:
     free = shutil.disk_usage(partial.parent).free
     return EngineDirectoryError(
         f"the export does not fit on the disk ({error}); nothing was left behind",
-        expected=f"more than {_gib(written)} for the whole export, files of that size allowed",
-        found=f"{_gib(free)} free after {_gib(written)} were written",
+        expected=f"more than {format_bytes(written)} for the whole export, and files of that size",
+        found=f"{format_bytes(free)} free after {format_bytes(written)} were written",
         fix="free some space, or choose another disk with --output",
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.2f} GiB ({num_bytes} bytes)"

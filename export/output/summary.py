@@ -7,6 +7,7 @@ from pathlib import Path
 
 from divprune.runtime.directory.keep import describe_keep
 from divprune.runtime.directory.manifest import Manifest
+from divprune.runtime.memory import format_bytes
 
 __all__ = ["ExportSummary"]
 
@@ -57,8 +58,11 @@ class ExportSummary:
             ("visual tokens", describe_keep(selector.num_kept, selector.num_image_tokens)),
             ("prefill", f"{after} positions instead of {before}{where} (prompt of a few words)"),
             ("weights", self._weights()),
-            ("on disk", _mib(self.bytes_on_disk)),
-            ("KV cache", f"{_mib(manifest.kv_cache_bytes)} at {manifest.max_seq_len} positions"),
+            ("on disk", format_bytes(self.bytes_on_disk)),
+            (
+                "KV cache",
+                f"{format_bytes(manifest.kv_cache_bytes)} at {manifest.max_seq_len} positions",
+            ),
             ("self-check", self._check()),
             *self._what_remains(),
             ("export took", f"{self.seconds:.0f} s{self._peak()}"),
@@ -84,15 +88,10 @@ class ExportSummary:
         return ", ".join([*parts, f"vision tower {manifest.vision_quant or manifest.dtype}"])
 
     def _peak(self) -> str:
-        return "" if self.peak_memory is None else f", peak memory {_mib(self.peak_memory)}"
+        return "" if self.peak_memory is None else f", peak memory {format_bytes(self.peak_memory)}"
 
     def _check(self) -> str:
         if self.verify_errors is None:
             return "skipped (--no-verify)"
         worst = ", ".join(f"{part} {error:.1e}" for part, error in self.verify_errors.items())
         return f"agrees with transformers; largest relative errors: {worst}"
-
-
-def _mib(size: int) -> str:
-    mebibytes = size / 2**20
-    return f"{mebibytes:,.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.1f} MiB"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,15 +77,20 @@ def test_help_answers_without_the_heavy_libraries(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_answers_within_half_a_second(name: str) -> None:
-    """The best of several tries: a busy machine slows some of them down."""
+    """Of CPU time, the best of several tries: other processes make a clock on the wall wrong."""
     script = Path(sys.executable).with_name(name)
     # Coverage of subprocesses, where somebody turned it on, is not the user's start-up time.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     best = float("inf")
     for _ in range(TRIES):
-        start = time.perf_counter()
+        start = cpu_seconds_of_children()
         subprocess.run([script, "--help"], capture_output=True, check=True, env=environment)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, cpu_seconds_of_children() - start)
         if best <= HELP_SECONDS:
             return
     pytest.fail(f"{name} --help took {best:.2f} s at best, more than {HELP_SECONDS} s")
+
+
+def cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

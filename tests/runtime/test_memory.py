@@ -74,3 +74,12 @@ assert maps[0][:].count(b"w") == 2**22
     before, after, elsewhere = map(int, done.stdout.split())
     assert before == elsewhere == 4096
     assert after < before / 2
+
+
+@pytest.mark.parametrize(
+    "count, text",
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (15_400_000, "14.7 MiB"),
+     (150 * MIB, "150 MiB"), (5 * 2**30, "5.0 GiB"), (2**41, "2,048 GiB")],
+)  # fmt: skip
+def test_sizes_are_in_the_largest_unit_that_they_fill(count, text):
+    assert memory.format_bytes(count) == text

@@ -19,6 +19,7 @@ from divprune.runtime.directory.atomic_directory import (
     without_new_parents,
 )
 from divprune.runtime.errors import BackendError
+from divprune.runtime.memory import format_bytes
 
 __all__ = ["check_free_space", "stage_lane"]
 
@@ -68,7 +69,7 @@ def check_free_space(directory: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise BackendError(
             f"the disk of {directory} is too full for the engines; nothing was built",
-            expected=f"about {needed_bytes / 2**30:.1f} GiB free, the size of the graphs",
-            found=f"{free / 2**30:.1f} GiB free",
+            expected=f"about {format_bytes(needed_bytes)} free, the size of the graphs",
+            found=f"{format_bytes(free)} free",
             fix="free some space, or move the engine directory to another disk",
         )

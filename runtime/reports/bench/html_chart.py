@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from divprune.runtime.reports.bench.layout import format_keep, format_ms
 from divprune.runtime.reports.bench.report import Run
@@ -15,8 +15,7 @@ __all__ = ["Chart", "Line", "Mark", "make_chart"]
 _GAP = 13.0  # per cent of the width that a label needs
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """One run: where its median and its whisker (fastest to p90) lie, and its label.
 
     All places are per cent of the plot, from the left and from the top.
@@ -30,8 +29,7 @@ class Mark:
     tooltip: str
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A straight line from one point to another, in per cent of the plot."""
 
     x1: str
@@ -40,8 +38,7 @@ class Line:
     y2: str
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A plot: ticks as (place, text), the measured marks, and the roofline if there is one."""
 
     unit: str

@@ -1,8 +1,8 @@
 """A report as one HTML file: no script, and nothing that would be fetched from elsewhere.
 
 The page forbids itself to load anything but the pictures inside it (Content-Security-Policy),
-follows the light or dark scheme of the system, and reads from 320 pixels of width on. What it
-shows is gathered in `html_view`; this module puts it into `html_template.html`.
+follows the light or dark scheme of the system, and reads from 320 pixels of width on. Figures
+come from `html_view` and `html_chart`; the words are in `html_template.html`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from divprune.runtime.reports.bench.html_view import make_view
+from divprune.runtime.memory import format_bytes
+from divprune.runtime.reports import bench
+from divprune.runtime.reports.bench import html_view
+from divprune.runtime.reports.bench.html_chart import make_chart
+from divprune.runtime.reports.bench.layout import format_keep
 from divprune.runtime.reports.bench.report import Report
 
-__all__ = ["render_html"]
+__all__ = ["page_values", "render_html"]
 
 _TEMPLATE = "html_template.html"
 _MEDIA_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
@@ -41,10 +45,34 @@ def render_html(report: Mapping[str, Any], overlays: Mapping[str, bytes] | None 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    view = make_view(Report.from_json(json.dumps(report), "the report"))
+    environment.filters |= {
+        "keep": format_keep,
+        "size": format_bytes,
+        "verdict": html_view.verdict,
+    }
+    source = resources.files(bench).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    values = page_values(Report.from_json(json.dumps(report), "the report"))
     pictures = {caption: _data_uri(file) for caption, file in (overlays or {}).items()}
-    return environment.from_string(source).render(view=view, overlays=pictures)
+    return environment.from_string(source).render(values, overlays=pictures)
+
+
+def page_values(report: Report) -> dict[str, Any]:
+    """Everything that the template draws but the overlays."""
+    runs = sorted(report.runs, key=lambda run: -run.keep)
+    total = report.engine.num_image_tokens
+    return {
+        "report": report,
+        "runs": runs,
+        "headline": html_view.make_headline(runs, total),
+        "tiles": list(html_view.make_tiles(runs)),
+        "legend": [(stage, html_view.STAGE_NAMES[stage]) for stage in html_view.TTFT_STAGES],
+        "bars": list(html_view.make_bars(runs, total)),
+        "chart": make_chart(runs),
+        "memory": list(html_view.make_memory(runs)),
+        "power": list(html_view.make_power(runs)),
+        "stages": list(html_view.make_stages(runs)),
+        "predictions": list(html_view.make_predictions(runs)),
+    }
 
 
 def _data_uri(file: bytes) -> str:

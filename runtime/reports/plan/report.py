@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.keep import describe_keep, kept_count
+from divprune.runtime.memory import format_bytes
 from divprune.runtime.reports.plan.estimate import Estimate
 from divprune.runtime.reports.plan.fit import (
     Change,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryPlan", "make_memory_plan", "render_plan", "to_dict"]
 
-_MIB, _GIB = 1 << 20, 1 << 30
+_MIB = 1 << 20
 _ROWS = (
     ("vision weights", "vision_weights"),
     ("language model weights", "llm_weights"),
@@ -116,7 +117,7 @@ def render_plan(plan: MemoryPlan) -> str:
 def _table(plan: MemoryPlan) -> list[str]:
     columns = (("keep 1.0", plan.baseline), (f"keep {plan.settings.keep:g}", plan.pruned))
     rows = [("MiB", *(title for title, _ in columns))]
-    table = _gib(table_bytes(plan.model, plan.settings))
+    table = format_bytes(table_bytes(plan.model, plan.settings))
     for label, field in _ROWS:
         rows.append(
             (label.format(table=table), *(_mib(getattr(needs, field)) for _, needs in columns))
@@ -140,13 +141,15 @@ def _verdict(plan: MemoryPlan) -> list[str]:
         return ["--board says whether it fits (divprune-plan --help lists the known ones)"]
     spare = spare_bytes(plan.pruned, device)
     if spare >= 0:
-        lines = [f"fits at keep {settings.keep:g}, {_gib(spare)} to spare"]
+        lines = [f"fits at keep {settings.keep:g}, {format_bytes(spare)} to spare"]
         if (lacking := -spare_bytes(plan.baseline, device)) > 0:
-            lines.append(f"keep 1.0 does not: {_gib(lacking)} too much (export with --no-baseline)")
+            lines.append(
+                f"keep 1.0 does not: {format_bytes(lacking)} too much (export with --no-baseline)"
+            )
     else:
-        lines = [f"does not fit: {_gib(-spare)} too much", _advice(plan)]
+        lines = [f"does not fit: {format_bytes(-spare)} too much", _advice(plan)]
     if swap := swap_to_build(plan.pruned, device):
-        lines.append(f"building the engines there needs {_gib(swap)} of swap")
+        lines.append(f"building the engines there needs {format_bytes(swap)} of swap")
     if device.bandwidth_gb_s is not None:
         lines.append(_decode_bound(plan, device.bandwidth_gb_s))
     return lines
@@ -157,7 +160,7 @@ def _advice(plan: MemoryPlan) -> str:
     if change is None or plan.device is None:
         return "no shorter cache, quantisation, residency or smaller keep makes it fit"
     spare = spare_bytes(change.estimate, plan.device)
-    return f"cheapest change that fits: {' '.join(change.flags)} ({_gib(spare)} to spare)"
+    return f"cheapest change that fits: {' '.join(change.flags)} ({format_bytes(spare)} to spare)"
 
 
 def _decode_bound(plan: MemoryPlan, bandwidth: float) -> str:
@@ -185,7 +188,3 @@ def _peak(needs: Estimate, device: Device | None) -> int:
 
 def _mib(count: int) -> str:
     return f"{count / _MIB:,.0f}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB"

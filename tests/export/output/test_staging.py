@@ -416,8 +416,8 @@ def test_limit_on_file_size_is_told_and_nothing_is_left(tmp_path: Path):
 def test_too_little_free_space_is_told_with_both_numbers(tmp_path: Path):
     with pytest.raises(EngineDirectoryError) as caught:
         check_free_space(tmp_path / "not" / "there" / "yet", 1 << 60)
-    assert str(1 << 60) in str(caught.value)
-    assert "bytes) free" in str(caught.value).split("found:")[1]
+    assert caught.value.expected == "1,073,741,824 GiB free"
+    assert str(caught.value.found).endswith("iB free")
 
 
 def test_enough_free_space_is_enough(tmp_path: Path):

@@ -66,7 +66,7 @@ def test_sizes_are_in_mebibytes(summary: ExportSummary) -> None:
     small = 3 * number < 10  # below ten there is a decimal
     assert shown["on disk"] == (f"{3 * number}.0 MiB" if small else f"{3 * number} MiB")
     # 2 x 32 layers x 32 heads x 128 x 2 bytes = 512 KiB a position
-    assert shown["KV cache"] == "1,024 MiB at 2048 positions"
+    assert shown["KV cache"] == "1.0 GiB at 2048 positions"
 
 
 def test_the_self_check_shows_the_worst_error_of_every_part(summary: ExportSummary) -> None:
@@ -80,7 +80,7 @@ def test_a_skipped_check_is_said_to_be_skipped(summary: ExportSummary) -> None:
 
 
 def test_time_and_peak_memory_end_the_summary(summary: ExportSummary) -> None:
-    assert rows(summary)["export took"] == "75 s, peak memory 1,536 MiB"
+    assert rows(summary)["export took"] == "75 s, peak memory 1.5 GiB"
     assert rows(replace(summary, peak_memory=None))["export took"] == "75 s"
 
 
