@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -103,7 +103,19 @@ class Generation(Iterator[str]):
             raise RuntimeError("the generation was broken off by an error; it has no result")
         return self._result
 
-    def _run(self) -> Iterator[str]:
+    @property
+    def prefill(self) -> Prefill:
+        """What is known since the first token."""
+        return self._prefill
+
+    def end(self) -> GenerationResult:
+        """End here: the result of what has been made, as if the model had stopped."""
+        if self._result is None:
+            self._pieces.close()
+            self._result = self._finish("stop")
+        return self._result
+
+    def _run(self) -> Generator[str, None, None]:
         token = self._prefill.first_token
         while True:
             self._token_ids.append(token)

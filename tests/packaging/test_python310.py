@@ -48,7 +48,7 @@ def python310(wheel: Path) -> Path:
     if not (folder / ".installed").exists():
         shutil.rmtree(folder.parent, ignore_errors=True)
         _run([base, "-m", "venv", folder], INSTALL_SECONDS)
-        _pip(python, f"{wheel}[cpu]", "pytest", "hypothesis")
+        _pip(python, f"{wheel}[cpu,serve]", "pytest", "hypothesis")
         (folder / ".installed").touch()
     _pip(python, "--no-deps", "--force-reinstall", str(wheel))
     return python

@@ -296,11 +296,11 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(directory, monkeypatch):
     # What an onnxruntime-gpu without its CUDA libraries does: a log line and the CPU.
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: both)
+    half = replace(directory, manifest=replace(directory.manifest, dtype="fp16"))
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(BackendError, match="would have used the CPU instead"),
     ):
-        half = replace(directory, manifest=replace(directory.manifest, dtype="fp16"))
         load(half, device="cuda", threads=None)
 
 

@@ -1,0 +1,1 @@
+"""One engine directory behind OpenAI's chat API."""

@@ -1,0 +1,1 @@
+"""An answer, from the queue to the bytes of the response."""

@@ -1,0 +1,78 @@
+"""Where in each picture the kept tokens lie, for whoever draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from divprune.runtime.generation.result import ImageResult
+    from divprune.runtime.pipeline import Pipeline
+
+__all__ = ["describe_pruning", "kept_boxes"]
+
+_DIGITS = 4
+Box = list[float]
+
+
+def describe_pruning(
+    pipeline: Pipeline, pictures: Sequence[Any] | None, images: Sequence[ImageResult]
+) -> list[dict[str, Any]]:
+    """What a client is told about each picture and video.
+
+    Args:
+        pipeline: Which knows where tokens lie.
+        pictures: The pictures themselves where their kept boxes are wanted; bytes of videos have
+            none.
+        images: What became of them.
+    """
+    described = []
+    for number, image in enumerate(images):
+        record: dict[str, Any] = {
+            "num_image_tokens": image.num_image_tokens,
+            "num_kept": image.num_kept,
+        }
+        if pictures is not None:
+            record["order"] = list(image.selection_order or image.kept_indices)
+            is_picture = not isinstance(pictures[number], bytes)
+            record["boxes"] = kept_boxes(pipeline, pictures[number], image) if is_picture else None
+        described.append(record)
+    return described
+
+
+def kept_boxes(pipeline: Pipeline, picture: Image.Image, pruning: ImageResult) -> list[Any] | None:
+    """Boxes of the kept tokens, in the order of selection where there is one.
+
+    Args:
+        pipeline: Which knows where tokens lie.
+        picture: Upright, as it was given.
+        pruning: What became of it.
+
+    Returns:
+        For each token left, top, right and bottom as fractions of the picture, None for one that
+        stands for no place in it; None where it is not known where tokens lie.
+    """
+    from divprune.runtime.errors import UnsupportedError
+    from divprune.runtime.generation.overlay import PatchGrid
+
+    processor = pipeline._processor
+    try:
+        grid = PatchGrid.derive(pruning.num_image_tokens, processor.size)
+    except UnsupportedError:
+        return None
+    order = pruning.selection_order or pruning.kept_indices
+    geometry = processor.geometry(*picture.size)
+    return [_box(geometry, grid.corners(token), picture.size) for token in order]
+
+
+def _box(geometry: Any, corners: Sequence[int] | None, size: tuple[int, int]) -> Box | None:
+    if corners is None:
+        return None
+    left, top = geometry.to_picture(*corners[:2])
+    right, bottom = geometry.to_picture(*corners[2:])
+    width, height = size
+    box = [left / width, top / height, right / width, bottom / height]
+    box = [round(min(max(value, 0.0), 1.0), _DIGITS) for value in box]
+    return box if box[0] < box[2] and box[1] < box[3] else None

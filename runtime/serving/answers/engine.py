@@ -1,0 +1,138 @@
+"""The one thread that answers: jobs from the queue, one after the other, on one pipeline."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from divprune.runtime.serving.answers.adapter import chat
+from divprune.runtime.serving.answers.stop_texts import StopTexts
+from divprune.runtime.serving.answers.wire import cached_tokens
+from divprune.runtime.serving.errors import ApiError, draining, from_exception
+
+if TYPE_CHECKING:
+    from divprune.runtime.generation.generation import Generation
+    from divprune.runtime.generation.result import GenerationResult
+    from divprune.runtime.pipeline import Pipeline
+    from divprune.runtime.serving.answers.job import Job
+    from divprune.runtime.serving.answers.queueing import FairQueue
+    from divprune.runtime.serving.metrics import Metrics
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """Owns a pipeline: nothing else may touch it once the thread runs.
+
+    Args:
+        pipeline: A loaded engine directory.
+        queue: Where jobs come from.
+        metrics: What is counted.
+    """
+
+    def __init__(self, pipeline: Pipeline, queue: FairQueue[Job], metrics: Metrics) -> None:
+        self._pipeline = pipeline
+        self._queue = queue
+        self._metrics = metrics
+        self._current: Job | None = None
+        self._thread = threading.Thread(target=self._run, name="divprune-engine", daemon=True)
+
+    @property
+    def running(self) -> bool:
+        """An answer is being made."""
+        return self._current is not None
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Finish what was accepted; what is not done after ``grace_s`` is told so."""
+        self._queue.close()
+        self._thread.join(grace_s)
+        for job in [*self._queue.drain(), self._current]:
+            if job is not None:
+                job.finish(None, draining())
+        self._thread.join(grace_s)
+
+    def _run(self) -> None:
+        while (job := self._queue.take()) is not None:
+            self._current = job
+            try:
+                self._answer(job)
+            finally:
+                self._current = None
+                del job  # pictures are large, and the next job may be long in coming
+
+    def _answer(self, job: Job) -> None:
+        job.started = monotonic()
+        self._metrics.queued.add(job.started - job.accepted)
+        try:
+            result = self._generate(job)
+        except Exception as error:
+            job.finish(None, from_exception(error))
+            return
+        self._queue.note_duration(monotonic() - job.started)
+        if result is not None:
+            self._count(job, result)
+        job.finish(result, None if result else ApiError(499, "the client went away"))
+
+    def _generate(self, job: Job) -> GenerationResult | None:
+        """The result; None if nobody waits for it any more."""
+        work = job.work
+        if job.abandoned or job.finished:
+            return None
+        generation = chat(
+            self._pipeline,
+            work.messages,
+            keep=work.keep,
+            max_new_tokens=work.max_tokens,
+            sampling=work.sampling,
+            scope=work.scope,
+        )
+        job.begin(generation.prefill)
+        if not work.stop:
+            return self._stream(job, generation)
+        return self._stream_until(job, generation, StopTexts(work.stop))
+
+    def _stream(self, job: Job, generation: Generation) -> GenerationResult | None:
+        for piece in generation:
+            if job.abandoned or job.finished:
+                return None
+            job.push(piece)
+        return generation.result
+
+    def _stream_until(
+        self, job: Job, generation: Generation, stops: StopTexts
+    ) -> GenerationResult | None:
+        shown: list[str] = []
+        for piece in generation:
+            if job.abandoned or job.finished:
+                return None
+            if text := stops.push(piece):
+                shown.append(text)
+                job.push(text)
+            if stops.found:
+                return replace(generation.end(), text="".join(shown), finish_reason="stop")
+        if text := stops.finish():
+            shown.append(text)
+            job.push(text)
+        return replace(generation.result, text="".join(shown))
+
+    def _count(self, job: Job, result: GenerationResult) -> None:
+        metrics, now = self._metrics, monotonic()
+        kept = sum(image.num_kept for image in result.images)
+        metrics.prompt_tokens.add(result.prompt_tokens)
+        metrics.cached_tokens.add(cached_tokens(result))
+        metrics.image_tokens.add(kept)
+        metrics.pruned_tokens.add(sum(image.num_image_tokens for image in result.images) - kept)
+        metrics.generated_tokens.add(len(result.token_ids))
+        if job.first_token is not None:
+            metrics.ttft.add(job.first_token - job.accepted)
+        if result.images:
+            metrics.vision.add(result.timings.vision / 1000)
+        if (per_token := result.timings.decode_per_token) is not None:
+            metrics.token.add(per_token / 1000)
+        metrics.seconds.add(now - job.accepted)

@@ -1,0 +1,159 @@
+"""One request on its way: made by the server's event loop, answered by the worker thread.
+
+Pieces of text cross over without a wake-up each: the loop looks at most every few milliseconds,
+and finds all pieces that have come since. A small model makes a token in a millisecond, and two
+threads that wake each other for every one of them would slow it down by a third.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from divprune.runtime.serving.errors import ApiError, timed_out
+
+if TYPE_CHECKING:
+    from divprune.runtime.generation.generation import Prefill
+    from divprune.runtime.generation.result import GenerationResult
+    from divprune.runtime.generation.sampling import SamplingOptions
+
+__all__ = ["ChatWork", "Job"]
+
+_TICK_S = 0.01
+
+
+@dataclass(frozen=True)
+class ChatWork:
+    """What the pipeline is asked.
+
+    Attributes:
+        messages: With pictures in them, as ``Pipeline.chat`` takes them.
+        keep: Fraction of visual tokens kept, or ``auto:C``; None: as exported.
+        max_tokens: Longest answer.
+        sampling: How tokens are chosen.
+        stop: Texts that end the answer.
+        scope: Whose caches may be used.
+    """
+
+    messages: list[dict[str, Any]]
+    keep: float | str | None
+    max_tokens: int
+    sampling: SamplingOptions
+    stop: tuple[str, ...]
+    scope: str
+
+
+@dataclass(eq=False)
+class Job:
+    """A request and its answer so far.
+
+    Attributes:
+        work: What is asked.
+        deadline: ``time.monotonic`` at which it must be finished.
+        accepted: ``time.monotonic`` at which it was accepted.
+        started: The same when the worker began; None before.
+        first_token: The same when the first token was chosen; None before.
+        prefill: What is known with the first token; None before.
+        result: The whole answer; None before its end, and where it failed.
+        error: Why there is no answer; None where there is.
+    """
+
+    work: ChatWork
+    deadline: float
+    accepted: float = field(default_factory=monotonic)
+    started: float | None = None
+    first_token: float | None = None
+    prefill: Prefill | None = None
+    result: GenerationResult | None = None
+    error: ApiError | None = None
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _done: asyncio.Event = field(default_factory=asyncio.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _pieces: list[str] = field(default_factory=list)
+    _told: bool = False
+    _finished: bool = False
+    _abandoned: bool = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for the answer any more."""
+        return self._abandoned
+
+    def abandon(self) -> None:
+        """Loop: say that nobody waits for the answer any more; ``updates`` ends."""
+        self._abandoned = True
+        self._changed.set()
+
+    @property
+    def finished(self) -> bool:
+        """No further piece will come."""
+        return self._finished
+
+    def begin(self, prefill: Prefill) -> None:
+        """Worker: the first token is chosen."""
+        self.prefill = prefill
+        self.first_token = monotonic()
+        self._tell()
+
+    def push(self, piece: str) -> None:
+        """Worker: a piece of the answer."""
+        with self._lock:
+            self._pieces.append(piece)
+        self._tell()
+
+    def finish(self, result: GenerationResult | None, error: ApiError | None = None) -> None:
+        """Worker: the end, with a result or an error; only the first call counts."""
+        with self._lock:
+            if self._finished:
+                return
+            self.result, self.error = result, error
+            self._finished = True
+        self._tell()
+        self._call(self._done.set)
+
+    async def updates(self, silence_s: float) -> AsyncIterator[list[str] | None]:
+        """Loop: new pieces whenever there are some, until the end or until it is abandoned.
+
+        A job that is late ends with an error, whatever the worker is doing.
+
+        Args:
+            silence_s: Seconds after which None is given where nothing has happened.
+        """
+        while not self._abandoned:
+            try:
+                left = max(0.0, self.deadline - monotonic())
+                await asyncio.wait_for(self._changed.wait(), min(silence_s, left))
+            except asyncio.TimeoutError:
+                if monotonic() >= self.deadline:
+                    self.finish(None, timed_out("the answer did not end in time"))
+                else:
+                    yield None
+                continue
+            self._changed.clear()
+            self._told = False
+            with self._lock:
+                finished = self._finished
+                pieces, self._pieces = self._pieces, []
+            if not self._abandoned:
+                yield pieces
+            if finished:
+                return
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._done.wait(), _TICK_S)
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            self._call(self._changed.set)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop has been closed: nobody is left to be told
+            self._abandoned = True

@@ -1,0 +1,240 @@
+"""The application: OpenAI's chat API, its health, its metrics, and a page.
+
+request ─► access ─► body ─► place in the queue ─► decode pictures ─► queue ─► engine thread
+                                                                         ◄─ pieces of text
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from divprune.runtime.memory import rss
+from divprune.runtime.serving.access import Access
+from divprune.runtime.serving.answers.engine import Engine
+from divprune.runtime.serving.answers.job import ChatWork, Job
+from divprune.runtime.serving.answers.queueing import FairQueue
+from divprune.runtime.serving.answers.responses import AnswerResponse, GoneResponse, error_response
+from divprune.runtime.serving.answers.wire import AnswerFormat
+from divprune.runtime.serving.errors import ApiError, from_exception, unknown_model
+from divprune.runtime.serving.gate import Gate
+from divprune.runtime.serving.metrics import CONTENT_TYPE, Metrics
+from divprune.runtime.serving.page import page_response
+from divprune.runtime.serving.requests.intake import ClientGoneError, parse_json, read_body
+from divprune.runtime.serving.requests.media import decode_messages, read_media
+from divprune.runtime.serving.requests.schema import ChatRequest, parse_chat_request
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from divprune.runtime.pipeline import Pipeline
+    from divprune.runtime.serving.options import ServerOptions
+
+__all__ = ["ChatServer"]
+
+T = TypeVar("T")
+_DECODERS = 2
+_FETCHERS = 8
+
+
+class ChatServer:
+    """One pipeline behind an ASGI application.
+
+    Args:
+        pipeline: A loaded engine directory, which from now on belongs to the server.
+        options: Limits and switches.
+        fingerprint: What answers with equal seeds have in common.
+
+    Attributes:
+        app: The ASGI application.
+        metrics: What is counted.
+    """
+
+    def __init__(self, pipeline: Pipeline, options: ServerOptions, fingerprint: str) -> None:
+        self._pipeline = pipeline
+        self._options = options
+        self._fingerprint = fingerprint
+        self._created = int(time.time())
+        self._access = Access(options.api_keys, options.allowed_hosts)
+        self._queue: FairQueue[Job] = FairQueue(options.max_queue, options.max_waiting_bytes)
+        self._fetch = _fetcher(options)
+        self._pool = ThreadPoolExecutor(_FETCHERS if self._fetch else _DECODERS, "divprune-media")
+        self._draining = False
+        self.metrics = _metrics(self._queue)
+        self._engine = Engine(pipeline, self._queue, self.metrics)
+        self.metrics.gauge("requests_running", "Answers being made.", lambda: self._engine.running)
+        self.app = self._build()
+
+    def drain(self) -> None:
+        """Take nothing more; finish what was accepted, or tell it, within the time of grace."""
+        self._draining = True
+        self._engine.stop(self._options.grace_s)
+
+    def _build(self) -> Starlette:
+        routes = [
+            Route("/", page_response),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._model),
+            Route("/health", self._health),
+            Route("/health/ready", self._ready),
+            Route("/metrics", self._metrics_page),
+        ]
+        app = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: _http_error},
+        )
+        app.add_middleware(Gate, access=self._access, count=self.metrics.requests.add)
+        return app
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self._engine.start()
+        yield
+        await asyncio.to_thread(self.drain)
+        self._pool.shutdown(wait=False)
+
+    async def _chat(self, request: Request) -> Response:
+        try:
+            return await self._accept(request)
+        except ClientGoneError:
+            return GoneResponse()
+        except ApiError as error:
+            return error_response(error)
+
+    async def _accept(self, request: Request) -> Response:
+        owner = request.scope["divprune.owner"]
+        body = await read_body(request, self._options.max_body, self._options.body_timeout_s)
+        chat, messages, media = await self._in_pool(self._read, body)
+        client = f"{owner} {request.client.host if request.client else ''}"
+        place = self._queue.reserve(client, sum(medium.num_bytes for medium in media))
+        try:
+            decoded = await self._in_pool(decode_messages, messages, media)
+            job = self._job(chat, decoded, owner)
+            self._queue.commit(place, job)
+        except BaseException:
+            self._queue.release(place)
+            raise
+        answer = AnswerFormat(
+            self._options.model_name, self._fingerprint, include_usage=chat.include_usage
+        )
+        return AnswerResponse(
+            job,
+            answer,
+            self._describe(decoded, chat.kept_boxes),
+            stream=chat.stream,
+            release=lambda: self._queue.release(place),
+        )
+
+    def _read(self, body: bytes) -> tuple[ChatRequest, list[dict[str, Any]], list[Any]]:
+        chat = parse_chat_request(parse_json(body))
+        if chat.model is not None and chat.model != self._options.model_name:
+            raise unknown_model(chat.model, self._options.model_name)
+        return (chat, *read_media(chat.messages, self._options, self._fetch))
+
+    def _job(self, chat: ChatRequest, messages: list[dict[str, Any]], owner: str) -> Job:
+        from divprune.runtime.generation.sampling import SamplingOptions
+
+        keep = self._options.keep if chat.keep is None else chat.keep
+        limit = self._options.max_tokens
+        sampling = SamplingOptions(chat.temperature, chat.top_p, chat.seed)
+        work = ChatWork(
+            messages, keep, min(chat.max_tokens or limit, limit), sampling, chat.stop, owner
+        )
+        return Job(work, deadline=time.monotonic() + self._options.timeout_s)
+
+    def _describe(
+        self, messages: list[dict[str, Any]], with_boxes: bool
+    ) -> Callable[[Sequence[Any]], list[dict[str, Any]]]:
+        """A function from the pruning of all pictures to what a client is told about it."""
+        from divprune.runtime.serving.answers.boxes import describe_pruning
+
+        pictures = [
+            part[part["type"]]
+            for message in messages
+            for part in message["content"]
+            if part["type"] != "text"
+        ]
+        return functools.partial(describe_pruning, self._pipeline, pictures if with_boxes else None)
+
+    async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, function, *arguments)
+        except Exception as error:
+            raise from_exception(error) from error
+
+    async def _models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model_record()]})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._options.model_name:
+            return error_response(unknown_model(name, self._options.model_name))
+        return JSONResponse(self._model_record())
+
+    def _model_record(self) -> dict[str, Any]:
+        manifest = self._pipeline.manifest
+        selector = manifest.selector
+        return {
+            "id": self._options.model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "divprune-edge",
+            "divprune": {
+                "selector": selector.name,
+                "keep": self._options.keep if self._options.keep is not None else selector.keep,
+                "exported_keep": selector.keep,
+                "nested": selector.nested,
+                "baseline": manifest.baseline,
+                "auto": any(
+                    tensor.name == "selection_cover" for tensor in manifest.graphs["vision"].outputs
+                ),
+                "num_image_tokens": selector.num_image_tokens,
+                "num_kept": selector.num_kept,
+                "max_prompt_tokens": manifest.max_prefill_len,
+                "context_length": manifest.max_seq_len,
+            },
+        }
+
+    async def _health(self, _: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _ready(self, _: Request) -> Response:
+        state = "draining" if self._draining else "ready"
+        return JSONResponse({"status": state}, 503 if self._draining else 200)
+
+    async def _metrics_page(self, _: Request) -> Response:
+        return PlainTextResponse(self.metrics.render(), media_type=CONTENT_TYPE)
+
+
+def _fetcher(options: ServerOptions) -> Callable[[str], bytes] | None:
+    if not options.allow_urls:
+        return None
+    from divprune.runtime.serving.requests.fetching import Fetcher
+
+    return Fetcher(options.allow_urls, options.max_body)
+
+
+def _metrics(queue: FairQueue[Job]) -> Metrics:
+    metrics = Metrics()
+    metrics.gauge("requests_waiting", "Requests in the queue.", lambda: len(queue))
+    metrics.gauge("resident_memory_bytes", "Resident memory of the process.", rss)
+    return metrics
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = "not_found" if error.status_code == 404 else "method_not_allowed"
+    return error_response(ApiError(error.status_code, str(error.detail), code=kind))

@@ -1,0 +1,36 @@
+"""A server on the tiny export, and one that asks for a key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+KEYS = ("first-key-of-two", "second-key-of-two")
+
+
+@pytest.fixture(scope="package")
+def server(engine_dir: Path) -> Iterator[object]:
+    """Without a key, with small limits."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("starlette", reason="the extra serve is not installed")
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from tests.runtime.serving.serving_process import ServingProcess
+
+    with ServingProcess(engine_dir, "--max-body-mib", 1, "--max-megapixels", 1) as process:
+        yield process
+
+
+@pytest.fixture(scope="package")
+def guarded_server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """With two keys."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("starlette", reason="the extra serve is not installed")
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from tests.runtime.serving.serving_process import ServingProcess
+
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    keys.write_text("# of the tests\n" + "\n".join(KEYS) + "\n")
+    with ServingProcess(engine_dir, "--api-key-file", keys) as process:
+        yield process
