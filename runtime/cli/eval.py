@@ -20,7 +20,7 @@ from divprune.runtime.cli.main_guard import (
 
 if TYPE_CHECKING:
     from divprune.runtime.reports.eval.dataset import Dataset
-    from divprune.runtime.reports.eval.log import SampleLog
+    from divprune.runtime.reports.eval.log import Record, SampleLog
     from divprune.runtime.reports.eval.plan import EngineRun, EvalOptions
     from divprune.runtime.reports.eval.report import EvalReport
 
@@ -32,6 +32,7 @@ Ask engine directories the questions of a JSONL file and report how many answers
 compared in one table and one picture. Every answer is logged: a run that was stopped goes on
 where it was when the same command is given again."""
 _METRICS = "exact-match (default), relaxed-match or yes-no-f1"
+_REDRAW_S, _LINE_S = 0.1, 60.0  # between two states of the bar: on a terminal, in a file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,17 +151,24 @@ def _evaluate(
 def _answer(
     run: EngineRun, dataset: Dataset, options: EvalOptions, log: SampleLog, *, quiet: bool
 ) -> None:
-    from divprune.runtime.reports.eval.evaluate import evaluate_run, to_do
-    from divprune.runtime.reports.eval.progress import ProgressBar
+    from tqdm import tqdm
 
-    left = to_do(run, dataset, log)
-    bar = ProgressBar(left, run.label, quiet=quiet)
-    try:
-        evaluate_run(
-            run, dataset, options, log, lambda record: bar.update(failed=record.error is not None)
-        )
-    finally:
-        bar.close()
+    from divprune.runtime.reports.eval.evaluate import evaluate_run, to_do
+
+    left, failed = to_do(run, dataset, log), 0
+    pause = _REDRAW_S if sys.stderr.isatty() else _LINE_S
+
+    def count(record: Record) -> None:
+        nonlocal failed
+        if record.error is not None:
+            failed += 1
+            bar.set_postfix(failed=failed, refresh=False)
+        bar.update()
+
+    with tqdm(
+        total=left, desc=run.label, unit="answer", mininterval=pause, disable=quiet or not left
+    ) as bar:
+        evaluate_run(run, dataset, options, log, count)
 
 
 if __name__ == "__main__":

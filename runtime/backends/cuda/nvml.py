@@ -1,4 +1,7 @@
-"""The little of NVIDIA's management library that a report needs, through ctypes."""
+"""The little of NVIDIA's management library that a report needs, through ctypes.
+
+nvidia-ml-py would save half of this file and cost every device 8,000 lines (0.4 MB, 26 ms).
+"""
 
 from __future__ import annotations
 

@@ -198,8 +198,12 @@ def test_one_bad_sample_is_reported_and_the_others_stand(
     samples[2]["question"] = "word " * 2000
     data.write_text("\n".join(map(json.dumps, samples)))
     out = tmp_path / "out"
-    assert run(engine_dir, data, "--output", out) == 2
-    assert "6 answers failed; the others stand" in capsys.readouterr().err
+    command = [engine_dir, data, "--output", out, "--max-new-tokens", "5", "--threads", "1"]
+    assert main([*map(str, command)]) == 2
+    shown = capsys.readouterr().err
+    assert "6 answers failed; the others stand" in shown
+    assert "24/24" in shown
+    assert "failed=6" in shown
     rows = read(out)
     assert [(row["answers"], row["errors"]) for row in rows.values()] == [(9, 3), (9, 3)]
     errors = [record["error"] for record in log_lines(out) if "error" in record]
