@@ -32,16 +32,23 @@ class CaptureMode(enum.IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
+class DeviceAttribute(enum.IntEnum):
+    cudaDevAttrIntegrated = 18
+
+
 class FakeCuda:
     """Stands in for ``cuda.bindings.runtime``; sizes of memory are those of ``memory_bytes``."""
 
     cudaMemcpyKind = Kind
+    cudaDeviceAttr = DeviceAttribute
     cudaStreamCaptureMode = CaptureMode
 
     def __init__(self, memory_bytes: int = 1 << 40) -> None:
         self.memory_bytes = memory_bytes
         self.calls: list[str] = []
-        self.capture_fails = False
+        self.capture_fails = self.instantiate_fails = False
+        self.integrated = 0
+        self.graphs = 0  # recorded, whether they can be launched or not, and not destroyed
         self._blocks: dict[int, Any] = {}
         self._sizes: dict[int, int] = {}
         self._pinned: dict[int, int] = {}
@@ -64,6 +71,10 @@ class FakeCuda:
 
     def cudaSetDevice(self, device: int) -> tuple[int]:
         return (0,)
+
+    def cudaDeviceGetAttribute(self, attribute: DeviceAttribute, device: int) -> tuple[int, int]:
+        assert attribute == DeviceAttribute.cudaDevAttrIntegrated
+        return 0, self.integrated
 
     def cudaMemGetInfo(self) -> tuple[int, int, int]:
         return 0, self.memory_bytes - self.allocated, self.memory_bytes
@@ -108,6 +119,20 @@ class FakeCuda:
         if not self._on_device(address, size):
             return (1,)
         self.enqueue(stream, lambda: ctypes.memset(address, value, size))
+        return (0,)
+
+    def cudaMemset2DAsync(
+        self, address: int, pitch: int, value: int, width: int, height: int, stream: int
+    ) -> tuple[int]:
+        if width > pitch or not self._on_device(address, pitch * (height - 1) + width):
+            return (1,)
+        self.calls.append(f"Memset2D {width * height}")
+
+        def work() -> None:
+            for row in range(height):
+                ctypes.memset(address + row * pitch, value, width)
+
+        self.enqueue(stream, work)
         return (0,)
 
     def cudaMemcpyAsync(
@@ -155,15 +180,23 @@ class FakeCuda:
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
         recorded = self._recording.pop(stream)
-        return (901, None) if self.capture_fails else (0, recorded)
+        if self.capture_fails:
+            return 901, None
+        self.graphs += 1
+        return 0, [*recorded, lambda: None]  # a handle, and so never false
 
     def cudaGraphInstantiate(self, graph: list[_Work], flags: int) -> tuple[int, Any]:
+        if self.instantiate_fails:
+            return 2, None
+        self.graphs += 1
         return 0, list(graph)
 
     def cudaGraphDestroy(self, graph: Any) -> tuple[int]:
+        self.graphs -= 1
         return (0,)
 
     def cudaGraphExecDestroy(self, graph: Any) -> tuple[int]:
+        self.graphs -= 1
         self.calls.append("destroy graph")
         return (0,)
 

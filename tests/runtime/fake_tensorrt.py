@@ -25,6 +25,8 @@ import numpy as np
 __all__ = ["FakeTensorRT", "ParserError", "Script", "Severity"]
 
 Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
+SeekPosition = enum.Enum("SeekPosition", "SET CUR END")
+KernelStrategy = enum.Enum("KernelStrategy", "LAZY EAGER NONE")
 SCRATCH_PER_ROW = 1000
 _PORTABLE = {
     "model.plugin.onnx": "model.onnx",
@@ -68,6 +70,8 @@ class Script:
         fail_at: Name of the graph file at which ``build`` applies; the others succeed.
         loads: Whether engines can be deserialised.
         streams: Whether the builder can write to a stream.
+        reads_streams: Whether engines can be read from one.
+        compiles: What TensorRT-RTX adds to a cache of kernels for each context.
         calls: What was called, in order.
     """
 
@@ -79,6 +83,8 @@ class Script:
     fail_at: str = "model.onnx"
     loads: bool = True
     streams: bool = True
+    reads_streams: bool = True
+    compiles: bytes = b""
     capturable: bool = True
     streamable_bytes: int = 0
     calls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -188,6 +194,7 @@ class _Builder:
             "graph": str(network.path),
             "version": script.version,
             "profiles": config.profiles,
+            "flags": sorted(config.flags),
             "names": network.names,
         }
         return json.dumps(engine).encode()
@@ -264,6 +271,44 @@ class _Context:
         return True
 
 
+class _RuntimeCache:
+    """Takes a content that begins as its own do."""
+
+    def __init__(self) -> None:
+        self.content = b"kernels:"
+
+    def deserialize(self, content: bytes) -> bool:
+        fits = content.startswith(b"kernels:")
+        self.content = content if fits else self.content
+        return fits
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
+class _RuntimeConfig:
+    """Of TensorRT-RTX."""
+
+    def __init__(self, script: Script) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = KernelStrategy.LAZY
+        self.strategy: Any = None
+        self.cache: Any = None
+
+    @property
+    def kernels(self) -> Any:
+        return self.dynamic_shapes_kernel_specialization_strategy
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> _RuntimeCache:
+        return _RuntimeCache()
+
+    def set_runtime_cache(self, cache: _RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class _Engine:
     def __init__(self, library: FakeTensorRT, content: dict[str, Any]) -> None:
         self.library, self.script = library, library.script
@@ -288,9 +333,17 @@ class _Engine:
     def get_weight_streaming_automatic_budget(self) -> int:
         return self.script.streamable_bytes // 2
 
+    def create_runtime_config(self) -> _RuntimeConfig:
+        return _RuntimeConfig(self.script)
+
     def create_execution_context(self, strategy: Any) -> _Context:
+        if isinstance(strategy, _RuntimeConfig):
+            self.script.calls.append(("context", self.name, strategy.kernels.name))
+            strategy.cache.content += self.script.compiles
+            strategy = strategy.strategy
+        else:
+            self.script.calls.append(("context", self.name))
         assert strategy.name == "USER_MANAGED"
-        self.script.calls.append(("context", self.name))
         return _Context(self)
 
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
@@ -332,7 +385,20 @@ class _Runtime:
         if not self._library.script.loads:
             self._library.loggers[-1].log(Severity.ERROR, "the plan is not for this platform")
             return None
+        if isinstance(content, _Base):
+            self._library.script.calls.append(("read",))
+            content = _read_all(content)
         return _Engine(self._library, json.loads(bytes(content)))
+
+
+def _read_all(reader: Any) -> bytes:
+    """As TensorRT reads: from the start, asking again for what did not come."""
+    assert reader.constructed, "a subclass has to call the constructor"
+    assert reader.seek(0, SeekPosition.SET)
+    pieces = []
+    while piece := reader.read(100, 0):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 class FakeTensorRT:
@@ -344,10 +410,13 @@ class FakeTensorRT:
         self.loggers: list[Any] = []
         self.enqueue: Callable[[int, Callable[[], None]], None] = lambda _, work: work()
         self.ILogger = self.IProgressMonitor = self.IStreamWriter = _Base
+        if self.script.reads_streams:
+            self.IStreamReaderV2, self.SeekPosition = _Base, SeekPosition
+        self.DynamicShapesKernelSpecializationStrategy = KernelStrategy
         self.NetworkDefinitionCreationFlag = enum.IntEnum(
             "Flag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
         )
-        self.BuilderFlag = enum.Enum("BuilderFlag", "TF32 WEIGHT_STREAMING")
+        self.BuilderFlag = enum.Enum("BuilderFlag", "TF32 WEIGHT_STREAMING REQUIRE_USER_ALLOCATION")
         self.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
         self.ExecutionContextAllocationStrategy = enum.Enum("Strategy", "STATIC USER_MANAGED")
 

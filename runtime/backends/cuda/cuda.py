@@ -5,13 +5,16 @@ Addresses, streams and graphs are plain integers and opaque handles; sizes are b
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from divprune.runtime.errors import BackendError
 
 __all__ = ["Cuda", "open_cuda"]
 
+_MEMINFO = Path("/proc/meminfo")
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _NON_BLOCKING_STREAM = 1
 _THREAD_LOCAL_CAPTURE = "cudaStreamCaptureModeThreadLocal"
@@ -25,16 +28,18 @@ def open_cuda() -> Cuda:
     """
     try:
         runtime = import_module("cuda.bindings.runtime")
-    except ImportError as error:
+        cuda = Cuda(runtime)
+        cuda.call("cudaSetDevice", 0)
+    except (ImportError, RuntimeError) as error:  # the latter where it finds no libcuda
         raise BackendError(
             "cuda-python cannot be imported",
-            expected="cuda-python 12.6 or newer, of the CUDA version of this machine",
+            expected="cuda-python 12.6.2 or newer, of the CUDA version of this machine",
             found=error,
-            fix='pip install "cuda-python>=12.6,<13" (CUDA 12, JetPack 6) or "cuda-python>=13"',
+            fix='pip install "cuda-python>=12.6.2,<12.7" (JetPack 6), "cuda-python>=12.6.2,<13"'
+            ' (CUDA 12) or "cuda-python>=13"',
         ) from error
-    cuda = Cuda(runtime)
-    cuda.call("cudaSetDevice", 0)
-    return cuda
+    attribute = runtime.cudaDeviceAttr.cudaDevAttrIntegrated
+    return Cuda(runtime, integrated=bool(cuda.call("cudaDeviceGetAttribute", attribute, 0)))
 
 
 class Cuda:
@@ -42,10 +47,11 @@ class Cuda:
 
     Args:
         runtime: The module ``cuda.bindings.runtime``, or what stands in for it.
+        integrated: Whether the GPU has the host's memory, as on a Jetson.
     """
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Any, *, integrated: bool = False) -> None:
+        self._runtime, self._integrated = runtime, integrated
         self._kinds = runtime.cudaMemcpyKind
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -76,13 +82,23 @@ class Cuda:
         self.call("cudaFreeHost", address)
 
     def free_memory(self) -> int:
-        """Bytes of device memory that nobody uses."""
+        """Bytes that can be had on the device.
+
+        Where it has the host's memory, CUDA does not count the file cache, which an allocation
+        takes back: on a Jetson that has just copied a model that is most of the memory.
+        """
+        if self._integrated and (available := _available_memory()) is not None:
+            return available
         free, _ = self.call("cudaMemGetInfo")
         return int(free)
 
     def zero(self, address: int, num_bytes: int, stream: Any) -> None:
         """Fill with zeros."""
         self.call("cudaMemsetAsync", address, 0, num_bytes, stream)
+
+    def zero_2d(self, address: int, pitch: int, width: int, height: int, stream: Any) -> None:
+        """Fill ``height`` pieces of ``width`` bytes, each a pitch after the last, with zeros."""
+        self.call("cudaMemset2DAsync", address, pitch, 0, width, height, stream)
 
     def upload(self, target: int, source: int, num_bytes: int, stream: Any) -> None:
         """Copy from the host; ``source`` must stay until the stream is there."""
@@ -130,9 +146,16 @@ class Cuda:
     def end_capture(self, stream: Any) -> Any:
         """End the recording: a graph that can be launched."""
         graph = self.call("cudaStreamEndCapture", stream)
-        launchable = self.call("cudaGraphInstantiate", graph, 0)
-        self.call("cudaGraphDestroy", graph)
-        return launchable
+        try:
+            return self.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self.call("cudaGraphDestroy", graph)
+
+    def abandon_capture(self, stream: Any) -> None:
+        """End the recording and throw it away, whatever state an error has left it in."""
+        status, graph = self._runtime.cudaStreamEndCapture(stream)
+        if int(status) == 0 and graph:
+            self.call("cudaGraphDestroy", graph)
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
         """Run what was recorded."""
@@ -154,3 +177,12 @@ class Cuda:
                 " or with --no-baseline, or build with --weight-streaming",
             )
         return BackendError(f"{function} failed", found=found)
+
+
+def _available_memory() -> int | None:
+    """What the system says that new programs can have, in bytes; None where it does not."""
+    try:
+        found = re.search(r"(?m)^MemAvailable:\s+(\d+) kB$", _MEMINFO.read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

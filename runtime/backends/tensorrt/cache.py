@@ -92,20 +92,31 @@ class DeviceCache:
         stride = self._stride(capacity)
         self._cache = DeviceBuffer(cuda, stride * len(self._tensors))
         self._new: DeviceBuffer | None = None
-        self.clear()
+        cuda.zero(self._cache.address, self._cache.num_bytes, stream)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the cache itself."""
         return self._cache.num_bytes
 
-    def clear(self) -> None:
-        """Make every slot zero.
+    def clear(self, slots: int) -> None:
+        """Make the first ``slots`` slots of every head zero, as all are from the start.
 
         The graphs multiply slots that do not count by zero instead of leaving them out: a NaN
         in one, from fresh memory or a sequence that overflowed, would spoil all that follow.
         """
-        self._cuda.zero(self._cache.address, self._cache.num_bytes, self._stream)
+        num_heads, pitch = self._spec.num_kv_heads, self._capacity * self._row_bytes
+        base, width, stride = (
+            self._cache.address,
+            slots * self._row_bytes,
+            self._stride(self._capacity),
+        )
+        if stride == num_heads * pitch:  # no gaps: all heads of all tensors lie at one pitch
+            pieces = [(base, len(self._tensors) * num_heads)]
+        else:
+            pieces = [(base + n * stride, num_heads) for n in range(len(self._tensors))]
+        for address, height in pieces:
+            self._cuda.zero_2d(address, pitch, width, height, self._stream)
 
     @property
     def last_keys(self) -> int:

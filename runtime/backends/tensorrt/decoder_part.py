@@ -52,6 +52,7 @@ class DecoderPart:
             if not tensor.name.startswith(("present_", "new_"))
         }
         self.filled = 0
+        self._written = 0  # slots that may hold something, also of a run that failed
 
     @property
     def last_keys(self) -> int:
@@ -64,9 +65,9 @@ class DecoderPart:
 
     def reset(self) -> None:
         """Start a new sequence in an empty cache."""
-        if self.filled:
-            self._cache.clear()
-        self.filled = 0
+        if self._written:
+            self._cache.clear(self._written)
+        self.filled = self._written = 0
 
     def require_room(self, rows: int) -> None:
         """Check that the cache takes more rows.
@@ -94,6 +95,7 @@ class DecoderPart:
 
     def enqueue(self, engine: Engine, rows: int, addresses: dict[str, int]) -> None:
         """Run the engine on ``rows`` at these addresses."""
+        self._written = max(self._written, self.filled + rows)
         hidden = int(self._rows.shape[2])
         shapes = {self._rows.name: (1, rows, hidden), "position_ids": (1, rows)}
         engine.run(choose_profile(self._profiles, rows), shapes, addresses)
@@ -102,6 +104,7 @@ class DecoderPart:
         """Count the rows of the last run as filled, and write them where the graph did not."""
         self._cache.commit(self.filled, rows)
         self.filled += rows
+        self._written = max(self._written, self.filled)  # a recorded step is not enqueued here
 
 
 def _num_bytes(tensor: TensorSpec, rows: int) -> int:

@@ -6,13 +6,14 @@ calls, shapes and addresses are tested with stand-ins that compute the same grap
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.backends.cuda.buffers import DeviceBuffer, align
+from divprune.runtime.backends.tensorrt.engine_file import deserialize
+from divprune.runtime.backends.tensorrt.runtime_kernels import RuntimeKernels
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Engine:
             budget = streamed_budget(weights)
             self._engine.weight_streaming_budget_v2 = budget
             self.streams_weights = budget < weights
+        self._kernels = RuntimeKernels(session.library, self._engine, path)
         self._contexts: dict[int, _Context] = {}
 
     def run(self, profile: int, shapes: Shapes, addresses: Addresses) -> None:
@@ -143,11 +145,7 @@ class Engine:
     def _deserialize(self) -> Any:
         session = self._session
         runtime = session.library.module.Runtime(session.logger)
-        with (
-            self._path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            engine = runtime.deserialize_cuda_engine(content)
+        engine = deserialize(session.library, runtime, self._path)
         if engine is None:
             raise BackendError(
                 f"{session.library.title} cannot load {self._path}",
@@ -160,8 +158,7 @@ class Engine:
 
     def _make_context(self, profile: int) -> _Context:
         session = self._session
-        strategy = session.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        context = self._kernels.make_context(profile)
         stream = int(session.stream)
         if context is None or not context.set_optimization_profile_async(profile, stream):
             raise BackendError(
@@ -191,14 +188,20 @@ class _Context:
     def set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if self._shapes.get(name) == shape:
             return True
+        self._shapes.pop(name, None)
+        if not self._context.set_input_shape(name, shape):
+            return False
         self._shapes[name] = shape
-        return bool(self._context.set_input_shape(name, shape))
+        return True
 
     def set_address(self, name: str, address: int) -> bool:
         if self._addresses.get(name) == address:
             return True
+        self._addresses.pop(name, None)
+        if not self._context.set_tensor_address(name, address):
+            return False
         self._addresses[name] = address
-        return bool(self._context.set_tensor_address(name, address))
+        return True
 
     def execute(self, stream: int) -> bool:
         return bool(self._context.execute_async_v3(stream))

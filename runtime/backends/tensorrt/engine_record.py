@@ -36,7 +36,7 @@ __all__ = [
 
 ENGINES = "engines"
 RECORD_NAME = "record.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.errors import BackendError
@@ -21,7 +22,8 @@ class RecordedStep:
     """Work that is the same every time: enqueued once, recorded the second time, launched after.
 
     TensorRT asks for one ordinary run before a recording. A recording holds addresses, so it
-    is made anew when an engine, the scratch or another buffer is not the one it was.
+    is made anew when an engine, the scratch or another buffer is not the one it was. It keeps
+    no engine alive: where engines take turns on the device, one that is gone has to be gone.
     """
 
     def __init__(self, session: Session) -> None:
@@ -44,11 +46,11 @@ class RecordedStep:
             enqueue: Enqueues the work.
         """
         cuda, stream = self._session.cuda, self._session.stream
-        if self._key != (*engines, self._session.scratch.reserve(0, stream), *addresses):
+        if self._key != self._key_of(engines, addresses):
             self._forget()
             enqueue()
             # Taken after the run, which may have made the scratch larger and so moved it.
-            self._key = (*engines, self._session.scratch.reserve(0, stream), *addresses)
+            self._key = self._key_of(engines, addresses)
             return
         possible = self._graph is None and not self._impossible
         if possible and all(engine.is_capturable(0) for engine in engines):
@@ -58,19 +60,31 @@ class RecordedStep:
         else:
             enqueue()
 
+    def _key_of(
+        self, engines: Sequence[Engine], addresses: Sequence[Mapping[str, int]]
+    ) -> tuple[Any, ...]:
+        scratch = self._session.scratch.reserve(0, self._session.stream)
+        return (*map(weakref.ref, engines), scratch, *addresses)
+
     def _record(self, enqueue: Callable[[], None]) -> None:
         cuda, stream = self._session.cuda, self._session.stream
         cuda.begin_capture(stream)
         try:
-            try:
-                enqueue()
-            finally:
-                graph = cuda.end_capture(stream)
-        except BackendError as error:
-            log.warning("decode steps are not recorded as a CUDA graph: %s", error.what)
-            self._impossible = True
+            enqueue()
+        except BaseException as error:
+            cuda.abandon_capture(stream)
+            if not isinstance(error, BackendError):
+                raise
+            self._give_up(error)
             return
-        self._graph = graph
+        try:
+            self._graph = cuda.end_capture(stream)
+        except BackendError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: BackendError) -> None:
+        log.warning("decode steps are not recorded as a CUDA graph: %s", error.what)
+        self._impossible = True
 
     def _forget(self) -> None:
         if self._graph is not None:

@@ -45,8 +45,9 @@ class EngineTask:
     options: BuildOptions
 
     @property
-    def streams_weights(self) -> bool:
-        """Whether its weights may stay in host memory: it is a part of the decoder."""
+    def is_decoder(self) -> bool:
+        """Whether it is a part of the decoder: its weights may stay in host memory, its steps are
+        recorded."""
         return self.name in DECODER_PARTS
 
 
@@ -108,9 +109,13 @@ def _configure(library: TensorRT, builder: Any, task: EngineTask) -> Any:
     config.set_memory_pool_limit(pool, task.options.workspace_bytes)
     # The selection compares float32 similarities; TF32 would round them to 10 bits.
     config.clear_flag(trt.BuilderFlag.TF32)
-    if task.options.weight_streaming and task.streams_weights:
+    streams = task.options.weight_streaming and task.is_decoder
+    if streams:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if library.is_rtx:
+        if task.is_decoder and not streams:  # the library refuses both together
+            # Otherwise a run may allocate, which a recording of decode steps cannot hold.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         name = "SM" + task.compute_capability.replace(".", "")
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)

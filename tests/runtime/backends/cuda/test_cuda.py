@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from divprune.runtime.backends.cuda import cuda as cuda_module
 from divprune.runtime.backends.cuda.buffers import BufferPool, DeviceBuffer, HostBuffer, align
 from divprune.runtime.backends.cuda.cuda import Cuda, open_cuda
 from divprune.runtime.errors import BackendError
@@ -65,6 +66,53 @@ def test_a_recording_runs_again_on_what_is_there_then(cuda):
     cuda.destroy_graph(graph)
 
 
+def test_a_recording_that_cannot_be_made_launchable_is_given_back():
+    fake = FakeCuda()
+    cuda, fake.instantiate_fails = Cuda(fake), True
+    stream = cuda.make_stream()
+    cuda.begin_capture(stream)
+    with pytest.raises(BackendError):
+        cuda.end_capture(stream)
+    assert fake.graphs == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_abandoned_recording_leaves_nothing_and_the_stream_works(fails):
+    fake = FakeCuda()
+    cuda, fake.capture_fails = Cuda(fake), fails
+    stream = cuda.make_stream()
+    cuda.begin_capture(stream)
+    cuda.abandon_capture(stream)
+    assert fake.graphs == 0
+    cuda.synchronize(stream)
+
+
+@pytest.mark.parametrize(
+    "integrated, text, expected",
+    [
+        (True, "MemTotal: 9000 kB\nMemFree: 5 kB\nMemAvailable:    4000 kB\n", 4000 * 1024),
+        (True, "MemTotal: 9000 kB\n", 12345),
+        (False, "MemAvailable: 4000 kB\n", 12345),
+    ],
+)
+def test_memory_that_the_host_shares_counts_with_its_file_cache(
+    tmp_path, monkeypatch, integrated, text, expected
+):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(text)
+    monkeypatch.setattr(cuda_module, "_MEMINFO", meminfo)
+    cuda = Cuda(FakeCuda(memory_bytes=12345), integrated=integrated)
+    assert cuda.free_memory() == expected
+
+
+@pytest.mark.parametrize("integrated", [0, 1])
+def test_cuda_says_whether_it_shares_the_hosts_memory(monkeypatch, integrated):
+    fake = FakeCuda()
+    fake.integrated = integrated
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    assert open_cuda()._integrated == bool(integrated)
+
+
 def test_memory_is_aligned_and_counted(cuda):
     before = cuda.free_memory()
     buffer = DeviceBuffer(cuda, 64 << 20)
@@ -107,3 +155,17 @@ def test_missing_cuda_python_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(BackendError, match="cuda-python"):
         open_cuda()
+
+
+def test_cuda_python_that_finds_no_driver_is_named(monkeypatch):
+    """What cuda-python 12.6.2 raises on a machine without libcuda."""
+
+    def no_driver(device: int) -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so")
+
+    fake = FakeCuda()
+    monkeypatch.setattr(fake, "cudaSetDevice", no_driver)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    with pytest.raises(BackendError, match=r"(?s)cuda-python.*libcuda") as caught:
+        open_cuda()
+    assert "12.6.2" in str(caught.value.fix)

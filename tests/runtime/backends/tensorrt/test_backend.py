@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,84 @@ def test_engines_take_turns_where_that_is_asked_for(machine, built, host):
     assert list(pipeline.backend._engines._loaded) == ["llm"]
     loads = [call for call in machine.library.script.calls if call[0] == "deserialize"]
     assert len(loads) == 2
+
+
+def test_engines_that_take_turns_are_really_gone(machine, built):
+    """Also after steps were recorded: a recording must not keep the engine it was made of."""
+    pipeline = Pipeline.from_dir(built, residency="sequential")
+    answer(pipeline)
+    llm = weakref.ref(pipeline.backend._engines.get("llm"))
+    assert machine.cuda.calls.count("launch graph") > 0
+    pipeline.backend._engines.get("vision")
+    gc.collect()
+    assert llm() is None
+    expected = answer(pipeline).token_ids
+    assert answer(pipeline).token_ids == expected
+    assert machine.cuda.graphs == 1  # that of the engine that is there now
+
+
+def test_an_error_while_steps_are_recorded_leaves_nothing_behind(machine, pipeline, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    step = pipeline._start_sequence(0)
+    step(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.backend._decoder._kernels, "largest_logit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            step(6)
+    assert machine.cuda.graphs == 0
+    assert machine.cuda.cudaStreamSynchronize(pipeline.backend._engines.get("llm")._session.stream)
+    answer(pipeline)
+    assert machine.cuda.graphs == 1
+
+
+def test_a_new_sequence_clears_what_the_last_one_wrote_and_no_more(machine, load, built):
+    backend = load()
+    manifest = read_manifest(built)
+    hidden, spec = manifest.model.hidden_size, manifest.kv_cache
+    rows = np.zeros((1, 9, hidden), spec.dtype)
+    machine.cuda.calls.clear()
+    backend.reset()
+    assert not [call for call in machine.cuda.calls if call.startswith("Memset")]
+    backend.forward(rows, np.arange(9)[np.newaxis])
+    backend.forward(rows[:, :1], np.array([[9]]))
+    backend.reset()
+    cleared = [call for call in machine.cuda.calls if call.startswith("Memset2D")]
+    assert sum(int(call.split()[1]) for call in cleared) == 10 * spec.bytes_per_token
+
+
+def test_a_shape_that_was_refused_is_told_again(machine, load, built):
+    """Otherwise the second run would go on with the shape that is in force."""
+    backend = load()
+    engine = backend._engines.get("llm")
+    told = []
+
+    class Refuses:
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            told.append(shape)
+            return False
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            told.append(address)
+            return False
+
+    context = type(engine._make_context(0))(Refuses())
+    for _ in range(2):
+        assert not context.set_shape("x", (1, 2))
+        assert not context.set_address("x", 256)
+    assert told == [(1, 2), 256, (1, 2), 256]
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_engines_are_read_in_pieces_where_the_library_can(
+    monkeypatch, engine_dir, tmp_path, host, pieces
+):
+    machine = Machine(monkeypatch, reads_streams=pieces)
+    path = write_directory(engine_dir, tmp_path / "s", "onnx")
+    assert build([str(path), "-q"]) == 0
+    assert answer(Pipeline.from_dir(path)).token_ids == answer(host).token_ids
+    assert machine.library.script.calls.count(("read",)) == (2 if pieces else 0)
 
 
 def test_both_engines_stay_where_they_fit(machine, pipeline):

@@ -102,5 +102,35 @@ def test_slots_are_zero_from_the_start_and_after_clearing(dialect):
     assert not read().any()
     cuda.upload(address, slots.ctypes.data, slots.nbytes, stream)
     assert np.isnan(read()).all()
-    cache.clear()
+    cache.clear(16)
     assert not read().any()
+
+
+@pytest.mark.parametrize(
+    "spec, pieces",
+    [
+        (KVCacheSpec(3, 2, 128, "float16"), 1),  # no gaps between tensors
+        (KVCacheSpec(2, 3, 24, "float32"), 4),
+    ],
+)
+def test_only_the_slots_that_were_filled_are_cleared(spec, pieces):
+    fake = FakeCuda()
+    cuda = Cuda(fake)
+    stream = cuda.make_stream()
+    cache = DeviceCache(cuda, spec, 15, "onnx", stream)
+    dtype = np.dtype(spec.dtype)
+    full = np.ones((spec.num_kv_heads, 15, spec.head_dim), dtype)
+    addresses = [cache.addresses(1)[f"past_{part}_0"] for part in ("key", "value")]
+    for address in addresses:
+        cuda.upload(address, full.ctypes.data, full.nbytes, stream)
+    cache.clear(4)
+    for address in addresses:
+        found = np.empty_like(full)
+        cuda.download(found.ctypes.data, address, found.nbytes, stream)
+        cuda.synchronize(stream)
+        assert not found[:, :4].any()
+        assert found[:, 4:].all()
+    cleared = [call for call in fake.calls if call.startswith("Memset2D")]
+    rows = 2 * spec.num_layers * spec.num_kv_heads * 4
+    assert len(cleared) == pieces
+    assert sum(int(call.split()[1]) for call in cleared) == rows * spec.head_dim * dtype.itemsize

@@ -11,7 +11,8 @@ import pytest
 
 from divprune.runtime.cli.build import main
 from divprune.runtime.backends.cuda.cuda_device import find_cuda_device
-from divprune.runtime.backends.tensorrt.build import engine_file
+from divprune.runtime.backends.tensorrt import engine_file
+from divprune.runtime.backends.tensorrt.build import build_engine as build_engine_module
 from divprune.runtime.backends.tensorrt.build.build_engines import build_engines
 from divprune.runtime.backends.tensorrt.build.build_plan import BuildRequest, make_build_plan
 from divprune.runtime.directory.engine_directory import EngineDirectory
@@ -158,3 +159,22 @@ def test_capability_that_the_library_does_not_know_is_refused(tmp_path, capsys):
     path = write_directory(tmp_path / "e")
     assert main([str(path), "--target-cc", "87"]) == 2
     assert "cannot build for compute capability 8.7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, taken", [([], True), (["--weight-streaming"], False)])
+def test_only_a_decoder_that_is_recorded_takes_all_its_memory_from_the_user(
+    tmp_path, monkeypatch, options, taken
+):
+    """What may allocate while it runs cannot be a CUDA graph; streamed weights are allocated."""
+    flags = {}
+    real = build_engine_module._configure
+
+    def configure(library, builder, task):
+        config = real(library, builder, task)
+        flags[task.name] = config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        return config
+
+    monkeypatch.setattr(build_engine_module, "_configure", configure)
+    path = write_directory(tmp_path / "tiny", real=True)
+    assert main([str(path), "--target-cc", "120", "-q", *options]) == 0
+    assert flags == {"vision": False, "selection": False, "llm": taken}
