@@ -8,16 +8,15 @@ to 4.57 and that of transformers 5. Everything here goes by one *canonical* name
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from divprune.export.checkpoint.adapter import Adapter
 from divprune.export.checkpoint.packed_layers import (
     PACKED_SUFFIXES,
     PackedLayer,
@@ -25,6 +24,12 @@ from divprune.export.checkpoint.packed_layers import (
 )
 from divprune.export.checkpoint.quantization.packed_format import PackedFormat, read_packed_format
 from divprune.export.checkpoint.source import read_json_object, weight_files
+from divprune.export.checkpoint.tensor_file import (
+    DTYPES,
+    StoredTensor,
+    read_tensor,
+    stored_tensors,
+)
 from divprune.export.families.llava import check_architecture
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 
@@ -52,12 +57,6 @@ _RENAMES = (
 )
 # Buffers that older transformers saved; every version since computes them.
 _COMPUTED = re.compile(r"\.(embeddings\.position_ids|rotary_emb\.inv_freq)$")
-_DTYPES = {
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "F32": ("float32", 4),
-    "I32": ("int32", 4),  # of packed weights only
-}
 _SHOWN = 5
 
 
@@ -86,17 +85,6 @@ def expected_tensors(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """Where one tensor lies: ``offset`` bytes into ``file``."""
-
-    key: str
-    file: Path
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
 class Checkpoint:
     """A checkpoint directory. Open it with :meth:`open`."""
 
@@ -104,37 +92,44 @@ class Checkpoint:
         self,
         path: Path,
         config: LlavaConfig,
-        tensors: Mapping[str, _Tensor],
+        tensors: Mapping[str, StoredTensor],
         packed_format: PackedFormat | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self._tensors = dict(tensors)
         self._packed = _packed_layers(self._tensors, packed_format)
+        self._adapter = adapter
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Read the config and the headers of all shards; no weights yet.
 
         Raises:
-            UnsupportedError: for another architecture, or a quantisation that is not known.
+            UnsupportedError: for another architecture, or a quantisation or adapter that is not
+                known.
             CheckpointError: for a config or a weight file that is missing or damaged, for two
                 keys that mean the same tensor, and for packed weights that do not fit.
         """
         config = load_config(path)
         packed_format = read_packed_format(read_json_object(path / "config.json"))
-        tensors: dict[str, _Tensor] = {}
+        tensors: dict[str, StoredTensor] = {}
         for file in weight_files(path):
-            for tensor in _read_header(file):
-                name = canonical_name(tensor.key)
+            for tensor in _readable_tensors(file):
+                name = canonical_name(_unwrapped(tensor.key))
                 if _COMPUTED.search(name):
                     continue
                 if name in tensors:
                     raise _twice(name, tensors[name], tensor)
                 tensors[name] = tensor
-        checkpoint = cls(path, config, tensors, packed_format)
+        adapter = Adapter.open(path, canonical_name)
+        checkpoint = cls(path, config, tensors, packed_format, adapter)
         if config.tie_word_embeddings:
             checkpoint._resolve_tied_head()
+        if adapter is not None:
+            shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+            adapter.check(shapes, frozenset(checkpoint._packed))
         return checkpoint
 
     def names(self) -> frozenset[str]:
@@ -166,7 +161,7 @@ class Checkpoint:
         """Read one tensor from disk into memory of its own (CPU, stored type).
 
         Plain reads instead of a mapping: the resident size is that of the tensors held. A packed
-        weight comes as the float32 that it stands for.
+        weight comes as the float32 that it stands for, and so does one that an adapter changes.
 
         Raises:
             CheckpointError: for an unknown name, or when the file has become shorter.
@@ -177,7 +172,8 @@ class Checkpoint:
         if layer is not None:
             numbers = layer.numbers(self.read, np.dtype(np.float32))
             return torch.from_numpy(numbers.dequantize())
-        return _read_tensor(self._tensor(name))
+        tensor = read_tensor(self._tensor(name))
+        return tensor if self._adapter is None else self._adapter.apply(name, tensor)
 
     def validate(self) -> None:
         """Compare all names and shapes with the model that transformers builds from the config.
@@ -211,7 +207,7 @@ class Checkpoint:
         layer, _, part = name.rpartition(".")
         return f".{part}" in PACKED_SUFFIXES and f"{layer}.weight" in self._packed
 
-    def _tensor(self, name: str) -> _Tensor:
+    def _tensor(self, name: str) -> StoredTensor:
         try:
             return self._tensors[name]
         except KeyError:
@@ -234,10 +230,10 @@ class Checkpoint:
                 "in text_config as well",
             )
 
-    def _same_values(self, first: _Tensor, second: _Tensor) -> bool:
+    def _same_values(self, first: StoredTensor, second: StoredTensor) -> bool:
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return False
-        left = math.prod(first.shape) * _DTYPES[first.dtype][1]
+        left = math.prod(first.shape) * DTYPES[first.dtype][1]
         with first.file.open("rb") as one, second.file.open("rb") as other:
             one.seek(first.offset)
             other.seek(second.offset)
@@ -273,11 +269,11 @@ def load_config(path: Path) -> LlavaConfig:
 
 
 def _packed_layers(
-    tensors: dict[str, _Tensor], packed_format: PackedFormat | None
+    tensors: dict[str, StoredTensor], packed_format: PackedFormat | None
 ) -> dict[str, PackedLayer]:
     if packed_format is not None:
         stored = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-        return find_packed_layers(stored, packed_format, lambda name: _read_tensor(tensors[name]))
+        return find_packed_layers(stored, packed_format, lambda name: read_tensor(tensors[name]))
     packed = next((name for name in tensors if name.endswith(PACKED_SUFFIXES)), None)
     if packed is None:
         return {}
@@ -289,65 +285,26 @@ def _packed_layers(
     )
 
 
-def _read_tensor(tensor: _Tensor) -> torch.Tensor:
-    import torch
-
-    torch_name, size_of = _DTYPES[tensor.dtype]
-    buffer = torch.empty(math.prod(tensor.shape) * size_of, dtype=torch.uint8)
-    with tensor.file.open("rb", buffering=0) as file:
-        file.seek(tensor.offset)
-        _read_into(file, buffer.numpy().data, tensor)
-    return buffer.view(getattr(torch, torch_name)).reshape(tensor.shape)
-
-
-def _read_header(file: Path) -> list[_Tensor]:
-    """Names, types, shapes and offsets of a safetensors file, checked against its size."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        return [_entry(file, key, value, 8 + length, size) for key, value in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} is not a whole safetensors file",
-            expected="a header and all the data it describes",
-            found=str(error) or type(error).__name__,
-            fix="download the file again",
-        ) from error
-
-
-def _entry(file: Path, key: str, value: dict[str, Any], start: int, size: int) -> _Tensor:
-    shape = tuple(int(length) for length in value["shape"])
-    begin, end = (int(offset) for offset in value["data_offsets"])
-    dtype = str(value["dtype"])
-    if not 0 <= begin <= end or start + end > size:
-        raise ValueError(f"{key} ends at byte {start + end} of a file of {size}")
-    if dtype not in _DTYPES or (dtype == "I32" and not key.endswith(PACKED_SUFFIXES)):
-        if not _COMPUTED.search(key):
+def _readable_tensors(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of a file, less the buffers that every version computes."""
+    for tensor in stored_tensors(file):
+        packed = tensor.key.endswith(PACKED_SUFFIXES)
+        if tensor.dtype in DTYPES and (tensor.dtype != "I32" or packed):
+            yield tensor
+        elif not _COMPUTED.search(tensor.key):
             raise UnsupportedError(
-                f"{key} is stored as {dtype}", expected="F16, BF16 or F32", found=dtype
+                f"{tensor.key} is stored as {tensor.dtype}",
+                expected="F16, BF16 or F32",
+                found=tensor.dtype,
             )
-    elif end - begin != math.prod(shape) * _DTYPES[dtype][1]:
-        raise ValueError(f"{key} has {end - begin} bytes for {dtype} {list(shape)}")
-    return _Tensor(key, file, start + begin, dtype, shape)
 
 
-def _read_into(file: Any, view: memoryview, tensor: _Tensor) -> None:
-    """Fill ``view``; one read call returns 2 GiB at most."""
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise CheckpointError(
-                f"{tensor.file} ends inside {tensor.key}", fix="download the file again"
-            )
-        view = view[count:]
+def _unwrapped(key: str) -> str:
+    """The key without what peft, torch.compile or a data-parallel trainer put around it."""
+    return key.removeprefix("module.").removeprefix("base_model.model.").replace("_orig_mod.", "")
 
 
-def _twice(name: str, first: _Tensor, second: _Tensor) -> CheckpointError:
+def _twice(name: str, first: StoredTensor, second: StoredTensor) -> CheckpointError:
     return CheckpointError(
         f"two keys mean the tensor {name}",
         expected="one key layout in all shards",

@@ -6,9 +6,11 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.export.checkpoint.adapter_source import base_of_adapter, join_adapter
 from divprune.runtime.directory import bounded_json
 from divprune.runtime.errors import CheckpointError, DivPruneError, OptionError
 
@@ -23,7 +25,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ALLOW_PATTERNS = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors")
+ALLOW_PATTERNS = (
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "tokenizer.model",
+    "model*.safetensors",
+    "adapter_model.safetensors",
+)
 IGNORE_PATTERNS = ("*/*",)  # other people's conversions (onnx/, gguf/) lie in folders
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -36,11 +45,14 @@ class ModelSource:
         path: Directory with config.json and safetensors.
         model_id: Hub id, or the name of a local directory.
         revision: Commit hash on the hub; ``None`` for a local directory.
+        joined: What keeps ``path`` while this is in use, where an adapter was put together with
+            its model.
     """
 
     path: Path
     model_id: str
     revision: str | None
+    joined: TemporaryDirectory[str] | None = None
 
 
 def resolve_model(model: str, revision: str | None = None) -> ModelSource:
@@ -85,6 +97,9 @@ def _from_directory(path: Path, revision: str | None) -> ModelSource:
             expected="no --revision with a local directory",
             found=f"--revision {revision} and {path}",
         )
+    base = base_of_adapter(path)
+    if base is not None:
+        return _with_base(path, path.resolve().name, None, *base)
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is not a checkpoint directory",
@@ -110,6 +125,9 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
     except Exception as error:  # errors of the hub, its HTTP client and the file system
         raise _hub_error(model_id, revision, error) from error
     path = Path(snapshot)
+    base = base_of_adapter(path)
+    if base is not None:
+        return _with_base(path, model_id, path.name, *base)
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{model_id} has no config.json",
@@ -119,6 +137,33 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
         )
     weight_files(path, model_id)
     return ModelSource(path, model_id, path.name)
+
+
+def _with_base(
+    adapter: Path, model_id: str, revision: str | None, base: str, base_revision: str | None
+) -> ModelSource:
+    """An adapter on the model that it names; the name may be a directory of another machine."""
+    logger.info("%s is an adapter of %s", model_id, base)
+    folder = Path(base).expanduser()
+    if folder.is_dir() and base_of_adapter(folder) is not None:
+        raise CheckpointError(
+            f"{adapter} is an adapter of another adapter",
+            expected="a model with weights of its own in base_model_name_or_path",
+            found=base,
+            fix="merge the first adapter into its model, and name that in adapter_config.json",
+        )
+    try:
+        source = resolve_model(base, base_revision)
+    except OptionError as error:
+        raise CheckpointError(
+            f"{adapter} is a LoRA adapter, and its model is not here",
+            expected=f"{base}, as adapter_config.json names it: a directory or a hub id",
+            found="neither",
+            fix=f"write the model's directory to base_model_name_or_path in "
+            f"{adapter / 'adapter_config.json'}",
+        ) from error
+    joined = join_adapter(adapter, source.path)
+    return ModelSource(Path(joined.name), model_id, revision, joined)
 
 
 def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPruneError:
