@@ -66,7 +66,7 @@ def _read(path: Path) -> dict:
 
 def _latency(reports: list[dict]) -> str:
     if not reports:
-        return "Not yet run on a GPU.\n"
+        return "No report yet; [gpu.md](gpu.md) has the kernel on the GPUs that have run it.\n"
     rows = [_latency_row(report, row) for report in reports for row in report["rows"]]
     lines = "".join(
         f"- {report['device']}: compute capability {report['capability']}, driver for "
