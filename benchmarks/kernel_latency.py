@@ -106,9 +106,11 @@ def _measure(
     features = np.random.default_rng(0).standard_normal((num_tokens, FEATURES), np.float32)
     gram = similarity(features)
     expected = greedy_max_min(gram, num_kept)
-    on_gpu, seed = torch.from_numpy(gram).cuda(), torch.tensor([expected[0]], dtype=torch.int32)
-    distance, seed = 1 - on_gpu, seed.cuda()
+    on_gpu = torch.from_numpy(gram).cuda()
+    distance = 1 - on_gpu
+    seed = torch.full((num_kept,), int(expected[0]), dtype=torch.int32, device="cuda")
     order = torch.full((num_kept,), -1, dtype=torch.int32, device="cuda")
+    cover = torch.zeros(num_kept, device="cuda")
     torch.cuda.synchronize()
 
     def launch() -> None:
@@ -116,6 +118,7 @@ def _measure(
             on_gpu.data_ptr(),
             seed.data_ptr(),
             order.data_ptr(),
+            cover.data_ptr(),
             num_tokens=num_tokens,
             num_kept=num_kept,
             stream=torch.cuda.current_stream().cuda_stream,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from divprune.plugins.node import NAMESPACE, OP_TYPE, check_shapes, plan_launch
+from divprune.plugins.node import NAMESPACE, OP_TYPE, plan_launch
 from divprune.plugins.ptx import read_ptx
 from divprune.runtime.errors import UnsupportedError
 
@@ -34,29 +34,29 @@ def register_aot_plugin() -> None:
 
     @trtp.register(_PLUGIN_ID)  # type: ignore[untyped-decorator, unused-ignore]
     def describe(
-        gram: trtp.TensorDesc, seed: trtp.TensorDesc, num_kept: _Integer
-    ) -> trtp.TensorDesc:
+        gram: trtp.TensorDesc, seed: trtp.TensorDesc, max_tokens: _Integer
+    ) -> tuple[trtp.TensorDesc, trtp.TensorDesc]:
         if (gram.dtype, seed.dtype) != (trt.float32, trt.int32):
             raise UnsupportedError(
                 f"The inputs of {OP_TYPE} have other types",
                 expected="float32 and int32",
                 found=f"{gram.dtype} and {seed.dtype}",
             )
-        return trtp.from_shape_expr((gram.shape_expr[0], num_kept.item()), trt.int32)
+        order, cover = (trtp.from_shape_expr(seed.shape_expr, t) for t in (trt.int32, trt.float32))
+        return order, cover
 
     @trtp.aot_impl(_PLUGIN_ID)  # type: ignore[untyped-decorator, unused-ignore]
     def implement(
         gram: trtp.TensorDesc,
         seed: trtp.TensorDesc,
-        num_kept: _Integer,
-        outputs: tuple[trtp.TensorDesc],
+        max_tokens: _Integer,
+        outputs: tuple[trtp.TensorDesc, trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        num_images, num_tokens = check_shapes(tuple(gram.shape), tuple(seed.shape))
-        kept = num_kept.item()
-        plan = plan_launch(num_tokens, kept)
+        # One entry and one number of threads for every N that the engine may meet.
+        plan = plan_launch(max_tokens.item(), 1)
         launch = trtp.KernelLaunchParams()
-        launch.grid_x, launch.block_x = num_images, plan.threads
+        launch.grid_x, launch.block_x = gram.shape_expr[0], plan.threads
         numbers = trtp.SymIntExprs(2)
-        numbers[0], numbers[1] = trtp.SymInt32(num_tokens), trtp.SymInt32(kept)
+        numbers[0], numbers[1] = map(trtp.SymInt32, (gram.shape_expr[1], seed.shape_expr[1]))
         return plan.entry, read_ptx(), launch, numbers

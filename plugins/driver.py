@@ -65,6 +65,7 @@ class GreedyMaxMinKernel:
         gram: int,
         seed: int,
         order: int,
+        cover: int,
         *,
         num_tokens: int,
         num_kept: int,
@@ -75,8 +76,9 @@ class GreedyMaxMinKernel:
 
         Args:
             gram: Device address of float32 [images, N, N].
-            seed: Device address of int32 [images].
+            seed: Device address of int32 [images, K]; the first number of a row is read.
             order: Device address of int32 [images, K], which is written.
+            cover: Device address of float32 [images, K], which is written.
             num_tokens: N.
             num_kept: K.
             num_images: How many.
@@ -89,6 +91,7 @@ class GreedyMaxMinKernel:
             ctypes.c_int32(num_tokens),
             ctypes.c_int32(num_kept),
             ctypes.c_uint64(order),
+            ctypes.c_uint64(cover),
         )
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         grid, block = (num_images, 1, 1), (plan.threads, 1, 1)

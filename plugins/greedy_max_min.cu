@@ -5,8 +5,11 @@
 // order is that of export/selection/divprune.py, always.
 //
 //   gram   float32 [images, N, N]  row i: similarities of token i to all tokens
-//   seed   int32   [images]        the token to begin with, brought into 0..N-1
+//   seed   int32   [images, K]     the first of a row is the token to begin with, brought into
+//                                  0..N-1; the others are not read: its length is K
 //   order  int32   [images, K]     the selected tokens in the order chosen, K <= N
+//   cover  float32 [images, K]     after each choice the least of the tokens' largest similarities
+//                                  to the selected, at most 1, over those that are left; else 1
 //
 // One launch: one block an image (gridDim.x = images), a multiple of 32 threads, and at most
 // as many tokens a thread as the entry's name says. A thread owns the tokens
@@ -35,6 +38,11 @@ __device__ inline unsigned ordered(float number) {
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 
+// The number that became this integer, but at most 1. All ones were a NaN: no token was left.
+__device__ inline float at_most_one(unsigned value) {
+    return fminf(__uint_as_float(value & 0x80000000 ? value & 0x7fffffff : ~value), 1.0f);
+}
+
 // The least candidate of a warp, in all its lanes.
 __device__ inline Candidate least_of_warp(Candidate candidate) {
     const unsigned value = static_cast<unsigned>(candidate >> 32);
@@ -57,7 +65,8 @@ __device__ inline Candidate least_of_block(Candidate candidate, Candidate* slots
 
 template <int kTokens>
 __device__ inline void choose(const float* __restrict__ gram, int first, int num_tokens,
-                              int num_kept, int* __restrict__ order, Candidate* slots) {
+                              int num_kept, int* __restrict__ order, float* __restrict__ cover,
+                              Candidate* slots) {
     constexpr float kNoSimilarity = -3.402823466e+38f;
     float largest[kTokens];  // each token's largest similarity to the selected
     unsigned closed = 0;     // one bit a slot: selected already, or no token
@@ -68,8 +77,8 @@ __device__ inline void choose(const float* __restrict__ gram, int first, int num
         if (token >= num_tokens) closed |= 1u << slot;
     }
     int last = min(max(first, 0), num_tokens - 1);
-    if (threadIdx.x == 0) order[0] = last;
-    for (int step = 1; step < num_kept; ++step) {
+    for (int step = 0; step < num_kept; ++step) {
+        if (threadIdx.x == 0) order[step] = last;
         const float* row = gram + static_cast<unsigned long long>(last) * num_tokens;
         Candidate best = pack(kNothing, kNothing);
 #pragma unroll
@@ -80,8 +89,9 @@ __device__ inline void choose(const float* __restrict__ gram, int first, int num
             const Candidate candidate = pack(ordered(largest[slot]), token);
             if (!(closed >> slot & 1) && candidate < best) best = candidate;
         }
-        last = static_cast<int>(least_of_block(best, slots + step % 2 * kMaxWarps));
-        if (threadIdx.x == 0) order[step] = last;
+        best = least_of_block(best, slots + step % 2 * kMaxWarps);
+        if (threadIdx.x == 0) cover[step] = at_most_one(static_cast<unsigned>(best >> 32));
+        last = static_cast<int>(best);
     }
 }
 
@@ -89,11 +99,13 @@ __device__ inline void choose(const float* __restrict__ gram, int first, int num
 #define GREEDY_MAX_MIN(kTokens)                                                               \
     extern "C" __global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)                     \
         greedy_max_min_##kTokens(const float* __restrict__ gram, const int* __restrict__ seed, \
-                                 int num_tokens, int num_kept, int* __restrict__ order) {     \
+                                 int num_tokens, int num_kept, int* __restrict__ order,       \
+                                 float* __restrict__ cover) {                                 \
         __shared__ Candidate slots[2 * kMaxWarps];                                            \
         const unsigned long long image = blockIdx.x, tokens = num_tokens;                     \
-        choose<kTokens>(gram + image * tokens * tokens, seed[image], num_tokens, num_kept,    \
-                        order + image * num_kept, slots);                                     \
+        const unsigned long long row = image * num_kept;                                      \
+        choose<kTokens>(gram + image * tokens * tokens, seed[row], num_tokens, num_kept,      \
+                        order + row, cover + row, slots);                                     \
     }
 
 GREEDY_MAX_MIN(1)

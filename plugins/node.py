@@ -4,12 +4,15 @@
 name       dtype, shape    meaning
 =========  ==============  ====================================================
 gram       float32 1,N,N   similarities of the normalised tokens, row by row
-seed       int32 1         the token chosen first
+seed       int32 1,K       the token chosen first, K times: its length says K
 order      int32 1,K       the chosen tokens in the order of their choice
+cover      float32 1,K     after each choice the least similarity that a token which
+                           is left has to its nearest chosen one; 1 if none is left
 =========  ==============  ====================================================
 
-Attributes: ``num_kept`` K (int), ``plugin_namespace``, ``plugin_version`` and, for TensorRT
-of 10.9 or later, ``aot`` = 1. N and K are static.
+Attributes: ``max_tokens`` (int), the largest N; ``plugin_namespace``, ``plugin_version`` and,
+for TensorRT of 10.9 or later, ``aot`` = 1. N and K may vary: both are told by shapes. K is no
+attribute, because a quickly-deployable plugin cannot do without one that it declares.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ class Launch:
 def plan_launch(num_tokens: int, num_kept: int) -> Launch:
     """The launch for K of N tokens: as few tokens a thread as 1024 threads allow.
 
+    It serves fewer tokens too: threads without one take no part.
+
     Raises:
         OptionError: if K is not in 1..N.
         UnsupportedError: if N is not in 1..10 240.
@@ -62,16 +67,21 @@ def plan_launch(num_tokens: int, num_kept: int) -> Launch:
     return Launch(f"greedy_max_min_{tokens_a_thread}", warps * _WARP_THREADS)
 
 
-def check_shapes(gram: Sequence[int], seed: Sequence[int]) -> tuple[int, int]:
-    """The number of images and of tokens, of shapes [images, N, N] and [images].
+def check_shapes(
+    gram: Sequence[int], seed: Sequence[int], max_tokens: int = MAX_TOKENS
+) -> tuple[int, int, int]:
+    """The number of images, N and K, of shapes [images, N, N] and [images, K].
 
     Raises:
-        UnsupportedError: if the shapes are not static or do not fit together.
+        OptionError: if K is not in 1..N.
+        UnsupportedError: if the shapes do not fit together, or N is above ``max_tokens``.
     """
-    if len(gram) != 3 or gram[1] != gram[2] or list(seed) != [gram[0]] or min(gram) < 1:
+    fits = len(gram) == 3 and len(seed) == 2 and gram[1] == gram[2] and gram[0] == seed[0]
+    if not fits or min(*gram, *seed) < 1 or gram[1] > max_tokens:
         raise UnsupportedError(
             f"The inputs of {OP_TYPE} do not fit",
-            expected="gram [images, N, N] and seed [images], static",
+            expected=f"gram [images, N, N] and seed [images, K], N at most {max_tokens}",
             found=f"gram {list(gram)} and seed {list(seed)}",
         )
-    return gram[0], gram[1]
+    plan_launch(gram[1], seed[1])
+    return gram[0], gram[1], seed[1]

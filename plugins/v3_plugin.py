@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from divprune.plugins.driver import Driver, GreedyMaxMinKernel
-from divprune.plugins.node import NAMESPACE, OP_TYPE, VERSION, check_shapes, plan_launch
+from divprune.plugins.node import NAMESPACE, OP_TYPE, VERSION, check_shapes
 from divprune.runtime.errors import BackendError, OptionError
 
 __all__ = ["define_plugin", "register_v3_plugin"]
 
-_FIELD = "num_kept"
+_FIELD = "max_tokens"
+_SEED, _ORDER = 1, 2
+"""Places of the integers among inputs and outputs: gram, seed, order, cover."""
 _registered: list[Any] = []  # for the life of the process: TensorRT may keep no reference
 
 
@@ -60,30 +62,36 @@ def define_plugin(trt: Any, driver: Driver | None = None) -> Any:
     class GreedyMaxMin(  # type: ignore[misc, unused-ignore]
         trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime
     ):
-        """One node: K is an attribute, N comes with the shapes."""
+        """One node: N and K come with the shapes."""
 
-        def __init__(self, num_kept: int) -> None:
+        def __init__(self, max_tokens: int) -> None:
             for base in GreedyMaxMin.__bases__:
                 base.__init__(self)
             self.plugin_name, self.plugin_version = OP_TYPE, VERSION
             self.plugin_namespace = NAMESPACE
-            self.num_outputs = 1
+            self.num_outputs = 2
             self.timing_cache_id = ""
-            self.num_kept = num_kept
+            self.max_tokens = max_tokens
+            # TensorRT reads what a field points to after the call that returns it.
+            self._number = np.array([max_tokens], np.int32)
+            field = trt.PluginField(_FIELD, self._number, trt.PluginFieldType.INT32)
+            self._fields = trt.PluginFieldCollection([field])
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
 
         def get_output_data_types(self, input_types: Any) -> list[Any]:
-            return [trt.int32]
+            return [trt.int32, trt.float32]
 
         def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> list[Any]:
-            order = trt.DimsExprs(2)
-            order[0], order[1] = inputs[0][0], builder.constant(self.num_kept)
-            return [order]
+            # Both are as long as the row of first tokens.
+            outputs = [trt.DimsExprs(2), trt.DimsExprs(2)]
+            for output in outputs:
+                output[0], output[1] = inputs[_SEED][0], inputs[_SEED][1]
+            return outputs
 
         def supports_format_combination(self, pos: int, in_out: Any, num_inputs: int) -> bool:
-            wanted = trt.float32 if pos == 0 else trt.int32
+            wanted = trt.int32 if pos in (_SEED, _ORDER) else trt.float32
             desc = in_out[pos].desc
             return bool(desc.type == wanted and desc.format == trt.TensorFormat.LINEAR)
 
@@ -91,8 +99,8 @@ def define_plugin(trt: Any, driver: Driver | None = None) -> Any:
             pass
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            _, num_tokens = check_shapes(tuple(inputs[0].dims), tuple(inputs[1].dims))
-            plan_launch(num_tokens, self.num_kept)
+            gram, seed = (tuple(desc.dims) for desc in inputs)
+            check_shapes(gram, seed, self.max_tokens)
 
         def enqueue(
             self,
@@ -104,13 +112,12 @@ def define_plugin(trt: Any, driver: Driver | None = None) -> Any:
             stream: int,
         ) -> None:
             gram, seed = (tuple(desc.dims) for desc in input_desc)
-            num_images, num_tokens = check_shapes(gram, seed)
+            num_images, num_tokens, num_kept = check_shapes(gram, seed, self.max_tokens)
             kernels.current().launch(
-                inputs[0],
-                inputs[1],
-                outputs[0],
+                *inputs,
+                *outputs,
                 num_tokens=num_tokens,
-                num_kept=self.num_kept,
+                num_kept=num_kept,
                 num_images=num_images,
                 stream=stream,
             )
@@ -119,12 +126,10 @@ def define_plugin(trt: Any, driver: Driver | None = None) -> Any:
             return self.clone()
 
         def get_fields_to_serialize(self) -> Any:
-            number = np.array([self.num_kept], np.int32)
-            field = trt.PluginField(_FIELD, number, trt.PluginFieldType.INT32)
-            return trt.PluginFieldCollection([field])
+            return self._fields
 
         def clone(self) -> Any:
-            return GreedyMaxMin(self.num_kept)
+            return GreedyMaxMin(self.max_tokens)
 
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc, unused-ignore]
         """Makes the plugin from the node's attributes, or from the engine's."""
@@ -133,16 +138,17 @@ def define_plugin(trt: Any, driver: Driver | None = None) -> Any:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version = OP_TYPE, VERSION
             self.plugin_namespace = NAMESPACE
-            field = trt.PluginField(_FIELD, np.array([], np.int32), trt.PluginFieldType.INT32)
+            self._number = np.array([], np.int32)
+            field = trt.PluginField(_FIELD, self._number, trt.PluginFieldType.INT32)
             self.field_names = trt.PluginFieldCollection([field])
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-            return GreedyMaxMin(_num_kept(fields))
+            return GreedyMaxMin(_max_tokens(fields))
 
     return Creator()
 
 
-def _num_kept(fields: Any) -> int:
+def _max_tokens(fields: Any) -> int:
     for field in fields:
         if field.name == _FIELD:
             return int(np.asarray(field.data).ravel()[0])

@@ -41,7 +41,7 @@ def write_tensorrt_graphs(
     directory: Path,
     selector: Selector | InLLMSelector,
     num_tokens: int,
-    num_kept: int,
+    num_kept: int | None,
     decoder_graphs: Sequence[str] = ("llm",),
 ) -> dict[str, GraphSpec]:
     """Write the further files that ``lane`` needs, none for ONNX Runtime.
@@ -53,8 +53,8 @@ def write_tensorrt_graphs(
         lane: Of the target.
         directory: Where the graphs are.
         selector: What chooses the tokens.
-        num_tokens: N.
-        num_kept: K.
+        num_tokens: N, or the largest where it varies.
+        num_kept: K; None where N varies.
         decoder_graphs: Names of the graphs that hold the decoder.
 
     Returns:
@@ -67,7 +67,8 @@ def write_tensorrt_graphs(
     if lane.limits is None:
         return {}
     models = {}
-    if lane.limits.plugins and isinstance(selector, PluginSelector) and _fits_plugin(num_tokens):
+    hosts = lane.limits.plugins and isinstance(selector, PluginSelector)
+    if hosts and isinstance(selector, Selector) and _fits_plugin(num_tokens):
         for name, path in _PLUGIN_GRAPHS.items():
             model = ir.load(directory / path.replace(".plugin", ""))
             replace_selection(model, selector, num_kept)
@@ -97,10 +98,11 @@ def _fits_plugin(num_tokens: int) -> bool:
     return False
 
 
-def replace_selection(model: ir.Model, selector: PluginSelector, num_kept: int) -> None:
+def replace_selection(model: ir.Model, selector: Selector, num_kept: int | None) -> None:
     """Take the selection out of a vision graph and put the one with the plugin in.
 
-    In the graph of the selection alone the features come in instead of going out.
+    In the graph of the selection alone the features come in instead of going out. With None as
+    ``num_kept`` it is the length of ``kept_slots``, as in the graph.
     """
     graph, scope = model.graph, f"{SELECTION_SCOPE}/"
     ends = (*graph.inputs, *graph.outputs)
@@ -110,7 +112,7 @@ def replace_selection(model: ir.Model, selector: PluginSelector, num_kept: int) 
         graph.remove(node)
     for name in [name for name in graph.initializers if name.startswith(scope)]:
         del graph.initializers[name]
-    append_selection(graph, features, selector.write_with_plugin, num_kept)
+    append_selection(graph, features, selector, num_kept, with_plugin=True)
     graph.opset_imports[NAMESPACE] = 1
 
 

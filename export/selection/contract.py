@@ -4,24 +4,28 @@
     check_selector(MySelector())
 
 It compares the NumPy reference with the subgraph on ONNX Runtime, on random and on awkward
-inputs, and raises ``AssertionError`` with the case in its message.
+inputs, and raises ``AssertionError`` with the case in its message. A selector of ``any_size``
+also runs as one graph for all of these inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.protocol import SIGNALS, Arrays, Selector
+from divprune.export.selection.sizes import TOKENS
+from divprune.export.vision.selection_graph import write_selection
 from divprune.runtime.errors import NumericalError, OptionError
 
 __all__ = [
     "Case",
+    "SelectionRun",
     "cases",
     "check_case",
     "check_order",
@@ -34,6 +38,8 @@ _TOLERANCE = 1e-5
 """Regret of a choice, and relative error of a mixture, that float32 rounding explains."""
 _OPSET = 20
 _WIDTH = 12
+_MOST_TOKENS = 64
+"""At least as many as any of the cases has."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +57,47 @@ def check_selector(selector: Selector) -> None:
     Raises:
         AssertionError: naming case, count and what does not hold.
     """
+    if selector.setting.max_tokens is None:
+        _check_cases(selector, None)
+        _check_refusals(selector)
+    if selector.any_size:
+        setting = selector.setting
+        most = setting.max_tokens or _MOST_TOKENS
+        varying = type(selector)(replace(setting, max_tokens=most))
+        _check_cases(varying, VariableGraph(varying, next(cases())))
+
+
+def _check_cases(selector: Selector, graph: VariableGraph | None) -> None:
     for case in cases():
         num_tokens = len(case.features)
         asked = {1, 2, num_tokens // 3, num_tokens - 1, num_tokens}
         counts = {selector.count(num_tokens, k) for k in asked if 1 <= k <= num_tokens}
         for num_kept in sorted(counts):
-            check_case(selector, case, num_kept)
-    _check_refusals(selector)
+            check_case(selector, case, num_kept, graph)
 
 
-def check_case(selector: Selector, case: Case, num_kept: int) -> None:
+def check_case(
+    selector: Selector, case: Case, num_kept: int, graph: VariableGraph | None = None
+) -> None:
     """Check reference and graph on one case.
+
+    Args:
+        selector: What chooses.
+        case: From what.
+        num_kept: How many.
+        graph: One for any sizes; by default one is written for those of the case.
 
     Raises:
         AssertionError: naming case, count and what does not hold.
     """
     where = f"{selector.name}, {case.name}, {num_kept} of {len(case.features)}"
+    where += "" if graph is None else ", any size"
     features = case.features
     signals = {name: case.signals[name] for name in selector.needs}
     expected = selector.select(features, num_kept, signals)
-    order, mixed = run_graph(selector, features, num_kept, signals)
+    found_by = run_graph if graph is None else graph.run
+    run = found_by(selector, features, num_kept, signals)
+    order = run.order
     for who, found in (("reference", expected), ("graph", order)):
         check_order(f"{where}: {who}", found, num_kept, len(features))
     regret = selector.regret(features, order, signals)
@@ -83,8 +110,10 @@ def check_case(selector: Selector, case: Case, num_kept: int) -> None:
         for smaller in {1, num_kept // 2} - {0}:
             prefix = selector.select(features, smaller, signals)
             assert np.array_equal(prefix, expected[:smaller]), f"{where}: is not nested"
-    if mixed is not None:
-        _check_mixture(where, mixed, selector.mix(order, signals), num_kept)
+    if run.mixed is not None:
+        _check_mixture(where, run.mixed, selector.mix(order, signals), num_kept)
+    if run.cover is not None:
+        _check_cover(where, run, selector.select_covered(features, num_kept, signals), features)
 
 
 def check_order(where: str, order: npt.NDArray[np.int64], num_kept: int, num_tokens: int) -> None:
@@ -113,6 +142,26 @@ def _check_mixture(
     assert error <= _TOLERANCE, f"{where}: mixtures differ by {error:g}"
 
 
+def _check_cover(
+    where: str,
+    run: SelectionRun,
+    expected: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
+    features: npt.NDArray[np.float32],
+) -> None:
+    """Both covers are float32 [K] and never fall; with the same order they are the same."""
+    assert run.cover is not None
+    for who, cover in (("reference", expected[1]), ("graph", run.cover)):
+        assert cover.dtype == np.float32, f"{where}: cover of the {who} is {cover.dtype}"
+        assert cover.shape == run.order.shape, f"{where}: cover of the {who} is {cover.shape}"
+        assert (np.diff(cover) >= 0).all(), f"{where}: cover of the {who} falls: {cover.tolist()}"
+        assert cover.max() <= 1, f"{where}: cover of the {who} is above 1"
+        if len(cover) == len(features):
+            assert cover[-1] == 1, f"{where}: nothing is left, and the cover is {cover[-1]}"
+    if np.array_equal(run.order, expected[0]):
+        error = np.abs(run.cover - expected[1]).max()
+        assert error <= _TOLERANCE, f"{where}: covers differ by {error:g}"
+
+
 def _check_refusals(selector: Selector) -> None:
     """Counts outside 1..N are refused; numbers that are none are, and the graph still ends."""
     case = next(cases())
@@ -131,7 +180,7 @@ def _check_refusals(selector: Selector) -> None:
             broken = {key: array.copy() for key, array in arrays.items()}
             broken[name].reshape(num_tokens, -1)[3, 0] = bad
             features = broken.pop("features")
-            order, _ = run_graph(selector, features, num_kept, broken)
+            order = run_graph(selector, features, num_kept, broken).order
             in_range = order.shape == (num_kept,) and 0 <= order.min() <= order.max() < num_tokens
             assert in_range, f"{selector.name}: {bad} in {name} leads the graph to {order}"
             assert _refuses(selector, features, num_kept, broken), (
@@ -186,45 +235,90 @@ def _case(name: str, features: npt.NDArray[np.floating], rng: np.random.Generato
     return Case(name, features, signals)
 
 
+@dataclass(frozen=True)
+class SelectionRun:
+    """What a subgraph gives: order int64 [K]; mixtures [K, V] and cover [K] of those that do."""
+
+    order: npt.NDArray[np.int64]
+    mixed: npt.NDArray[np.float32] | None = None
+    cover: npt.NDArray[np.float32] | None = None
+
+
 def run_graph(
     selector: Selector, features: npt.NDArray[np.float32], num_kept: int, signals: Arrays
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]:
-    """The selector's subgraph on ONNX Runtime: the order, and mixtures where there are any."""
+) -> SelectionRun:
+    """The selector's subgraph for these sizes on ONNX Runtime."""
+    session = _session(selection_model(selector, features, num_kept, signals))
+    return _run(session, {"image_features": features, **signals})
+
+
+class VariableGraph:
+    """One subgraph of a selector, for pictures of any size.
+
+    Args:
+        selector: Knows the largest N.
+        like: Gives the widths of features and signals.
+    """
+
+    def __init__(self, selector: Selector, like: Case) -> None:
+        signals = {name: like.signals[name] for name in selector.needs}
+        self._session = _session(selection_model(selector, like.features, None, signals))
+
+    def run(
+        self,
+        selector: Selector,
+        features: npt.NDArray[np.float32],
+        num_kept: int,
+        signals: Arrays,
+    ) -> SelectionRun:
+        """As ``run_graph``."""
+        del selector
+        feeds: dict[str, npt.NDArray[Any]] = {"image_features": features, **signals}
+        feeds["kept_slots"] = np.zeros(num_kept, np.int32)
+        return _run(self._session, feeds)
+
+
+def _session(model: ir.Model) -> Any:
     import onnxruntime
 
-    model = ir.to_proto(selection_model(selector, features, num_kept, signals))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    order, *mixed = session.run(None, {"image_features": features, **signals})
-    return order, mixed[0] if mixed else None
+
+
+def _run(session: Any, feeds: Mapping[str, npt.NDArray[Any]]) -> SelectionRun:
+    names = [output.name for output in session.get_outputs()]
+    read = {tensor.name for tensor in session.get_inputs()}
+    given = {name: array for name, array in feeds.items() if name in read}
+    found = dict(zip(names, session.run(names, given), strict=True))
+    mixed, cover = found.get("mixed_features"), found.get("selection_cover")
+    return SelectionRun(found["selection_order"], mixed, cover)
 
 
 def selection_model(
-    selector: Selector, features: npt.NDArray[np.float32], num_kept: int, signals: Arrays
+    selector: Selector,
+    features: npt.NDArray[np.float32],
+    num_kept: int | None,
+    signals: Arrays,
 ) -> ir.Model:
-    """A model of the subgraph alone, with inputs of the shapes of these arrays."""
-    arrays = {"image_features": features, **signals}
-    inputs = {name: ir.val(name, ir.DataType.FLOAT, array.shape) for name, array in arrays.items()}
-    values = {name: value for name, value in inputs.items() if name != "image_features"}
-    op = GraphWriter()
-    order = selector.write(op, inputs["image_features"], len(features), num_kept, values)
-    order.name, order.type = "selection_order", ir.TensorType(ir.DataType.INT64)
-    order.shape = ir.Shape([num_kept])
-    outputs = [order]
-    if selector.merges and selector.needs:
-        mixed = selector.write_mix(op, order, len(features), num_kept, values)
-        mixed.name, mixed.type = "mixed_features", ir.TensorType(ir.DataType.FLOAT)
-        mixed.shape = ir.Shape([num_kept, arrays["patch_features"].shape[1]])
-        outputs.append(mixed)
-    graph = ir.Graph(
-        list(inputs.values()),
-        outputs,
-        nodes=op.nodes,
-        initializers=op.initializers,
-        opset_imports={"": _OPSET},
-        name="selection",
+    """A model of the subgraph alone, with inputs of the shapes of these arrays.
+
+    With None as ``num_kept`` N and K vary: K is the length of the input ``kept_slots``.
+    """
+    num_tokens, width = features.shape
+    varies = num_kept is None
+    shapes = {
+        name: (name, (TOKENS if varies else num_tokens, *array.shape[1:]))
+        for name, array in signals.items()
+    }
+    return write_selection(
+        selector,
+        None if varies else num_tokens,
+        num_kept,
+        width,
+        ir.DataType.FLOAT,
+        _OPSET,
+        shapes,
     )
-    return ir.Model(graph, ir_version=10)

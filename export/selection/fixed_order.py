@@ -12,6 +12,8 @@ import onnx_ir as ir
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.checks import check_count, check_finite
 from divprune.export.selection.protocol import NO_ARRAYS, NO_VALUES, Arrays, Selector, Values
+from divprune.export.selection.sizes import Size, as_size
+from divprune.runtime.errors import UnsupportedError
 
 __all__ = ["FixedOrder"]
 
@@ -47,14 +49,30 @@ class FixedOrder(Selector):
         self,
         op: GraphWriter,
         features: ir.Value,
-        num_tokens: int,
-        num_kept: int,
+        num_tokens: Size,
+        num_kept: Size,
         signals: Values = NO_VALUES,
     ) -> ir.Value:
         """The choice as a constant int64 [K], behind one node: a graph output needs one."""
-        check_count(num_kept, num_tokens)
         with op.scope(self.name):
+            if not isinstance(num_tokens, int) or not isinstance(num_kept, int):
+                sizes = as_size(op, num_tokens, "num_tokens"), as_size(op, num_kept, "num_kept")
+                return self.write_order(op, *sizes)
+            check_count(num_kept, num_tokens)
             return op("Identity", op.constant(self.order(num_tokens, num_kept), "order"))
+
+    def write_order(self, op: GraphWriter, num_tokens: ir.Value, num_kept: ir.Value) -> ir.Value:
+        """Append ``order`` as a subgraph, for N and K that are int64 [1]: int64 [K].
+
+        Raises:
+            UnsupportedError: if there is no such choice.
+        """
+        raise UnsupportedError(
+            f"--selector {self.name} needs pictures of one size",
+            expected="a fixed number of visual tokens",
+            found="one that varies from picture to picture",
+            fix="--selector divprune",
+        )
 
     def patch_grid(self, num_tokens: int) -> tuple[int, int, int]:
         """Rows and columns of patches, and the number of tokens before the first of them."""

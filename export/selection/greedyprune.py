@@ -24,9 +24,9 @@ import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.checks import check_count
-from divprune.export.selection.divprune import similarity, write_similarity
 from divprune.export.selection.in_llm import InLLMSelector
 from divprune.export.selection.ranking import LowestIndex
+from divprune.export.selection.similarity import similarity, write_similarity
 
 __all__ = ["GreedyPrune", "greedy_salient", "salient_regret", "write_greedy_salient"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
+from divprune.export.selection.sizes import Size, as_size, dim, row_ids
 
 __all__ = ["MixWriter"]
 
@@ -20,16 +21,15 @@ class MixWriter:
         chosen: float32 [K, N], 1 where the column is the row's own token.
     """
 
-    def __init__(self, op: GraphWriter, order: ir.Value, num_tokens: int, num_kept: int) -> None:
+    def __init__(self, op: GraphWriter, order: ir.Value, num_tokens: Size, num_kept: Size) -> None:
         self._op = op
-        self._num_tokens = num_tokens
-        column = op.constant(np.array([num_kept, 1], np.int64), "column")
+        column = op.constant(np.array([dim(num_kept), 1], np.int64), "column")
         self.axes = op.constant(np.array([1], np.int64), "per_row")
         self.axis = op.constant(np.array([0], np.int64), "per_column")
-        self.ids = op.constant(np.arange(num_tokens, dtype=np.int32)[np.newaxis], "ids")
+        self.ids = row_ids(op, num_tokens)
         narrow = op("Cast", order, to=ir.DataType.INT32)
         self.order = op("Reshape", narrow, column)
-        count = op.constant(np.array([num_kept], np.int64), "num_kept")
+        count = as_size(op, num_kept, "num_kept")
         rising, _ = op.multi("TopK", narrow, count, num_outputs=2, largest=0, sorted=1)
         self.ascending = op("Reshape", rising, column)
         self.chosen = self.as_float(op("Equal", self.ascending, self.ids))
@@ -38,17 +38,12 @@ class MixWriter:
         """Bool to 0 and 1."""
         return self._op("Cast", flags, to=ir.DataType.FLOAT)
 
-    def part(self, start: int, stop: int) -> ir.Value:
-        """int32 [stop - start, 1]: some of ``order``."""
+    def last(self) -> ir.Value:
+        """int32 [1, 1]: the token chosen last."""
         op = self._op
-        bounds = [op.constant(np.array([edge], np.int64), "edge") for edge in (start, stop)]
-        return op("Slice", self.order, *bounds, self.axis)
-
-    def are_among(self, tokens: ir.Value, columns: ir.Value) -> ir.Value:
-        """float32 [M, 1] for tokens [M, 1]: 1 where one of ``columns`` [1, L] is the same."""
-        op = self._op
-        hits = self.as_float(op("Equal", tokens, columns))
-        return op("ReduceMax", hits, self.axes, keepdims=1)
+        edges = -1, np.iinfo(np.int64).max
+        start, stop = (op.constant(np.array([edge], np.int64), "edge") for edge in edges)
+        return op("Slice", self.order, start, stop, self.axis)
 
     def column_flags(self, tokens: ir.Value) -> ir.Value:
         """float32 [1, N]: 1 for each of tokens [M, 1]."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from divprune.export.graphs.writer import GraphWriter
+    from divprune.export.selection.sizes import Size
 
 __all__ = [
     "NO_ARRAYS",
@@ -57,11 +58,13 @@ class Setting:
         grid: Rows and columns of the patches. Tokens beyond them come before the first patch
             (a class token). None: the square that gives the number of tokens, or one row.
         patch_size: Side of a patch in pixels; None where there are no pixels.
+        max_tokens: The largest N where it varies from picture to picture; None where it is fixed.
     """
 
     seed: int = 0
     grid: tuple[int, int] | None = None
     patch_size: int | None = None
+    max_tokens: int | None = None
 
 
 class Selector(ABC):
@@ -76,6 +79,8 @@ class Selector(ABC):
         nested: The first k of K choices are exactly what k alone would choose.
         merges: Kept rows are mixtures of several tokens, not rows of the input.
         inside_llm: Works between decoder layers instead of behind the projector.
+        any_size: Works where N and K vary: ``write`` and ``write_mix`` take values for them.
+        covers: Its order comes with a cover; it has ``select_covered`` and ``write_covered``.
         needs: Names of ``SIGNALS`` that it reads beside the features.
         substitutes: For a signal that not every tower has, the one that stands for it there.
             It is handed over under the name of the first.
@@ -86,6 +91,8 @@ class Selector(ABC):
     nested: ClassVar[bool]
     merges: ClassVar[bool]
     inside_llm: ClassVar[bool]
+    any_size: ClassVar[bool] = False
+    covers: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     substitutes: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -139,15 +146,46 @@ class Selector(ABC):
         self,
         op: GraphWriter,
         features: ir.Value,
-        num_tokens: int,
-        num_kept: int,
+        num_tokens: Size,
+        num_kept: Size,
         signals: Values = NO_VALUES,
     ) -> ir.Value:
         """Append the same as a subgraph: features [N, D] to int64 [K], in the order chosen.
 
+        Args:
+            op: Of the graph.
+            features: float32.
+            num_tokens: N, or an int64 [1] that the graph computes from a shape.
+            num_kept: K, of the same kind.
+            signals: Those of ``needs``.
+
         Raises:
             OptionError: if ``num_kept`` is not in 1..N.
         """
+
+    def select_covered(
+        self,
+        features: npt.NDArray[np.generic],
+        num_kept: int,
+        signals: Arrays = NO_ARRAYS,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """``select`` with the cover float32 [K].
+
+        c_k is the least similarity to the nearest of the first k choices that a token which is
+        not one of them has; 1 where there is none. It never falls.
+        """
+        raise NotImplementedError(f"{self.name} gives no cover")
+
+    def write_covered(
+        self,
+        op: GraphWriter,
+        features: ir.Value,
+        num_tokens: Size,
+        num_kept: Size,
+        signals: Values = NO_VALUES,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Append ``select_covered`` as a subgraph: int64 [K] and float32 [K]."""
+        raise NotImplementedError(f"{self.name} gives no cover")
 
     def mix(self, order: npt.NDArray[np.int64], signals: Arrays) -> npt.NDArray[np.float32]:
         """The reference of merging: float32 [K, V] in raster order, for the projector."""
@@ -157,8 +195,8 @@ class Selector(ABC):
         self,
         op: GraphWriter,
         order: ir.Value,
-        num_tokens: int,
-        num_kept: int,
+        num_tokens: Size,
+        num_kept: Size,
         signals: Values,
     ) -> ir.Value:
         """Append ``mix`` as a subgraph: int64 [K] to float32 [K, V]."""
@@ -170,7 +208,15 @@ class PluginSelector(Protocol):
     """A selector whose loop the TensorRT plugin can run (optional)."""
 
     def write_with_plugin(
-        self, op: GraphWriter, features: ir.Value, num_tokens: int, num_kept: int
-    ) -> ir.Value:
-        """As ``Selector.write``, with the node ``divprune::GreedyMaxMin`` for the loop."""
+        self,
+        op: GraphWriter,
+        features: ir.Value,
+        num_tokens: Size,
+        num_kept: Size,
+        kept_slots: ir.Value | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        """As ``Selector.write_covered``, with the node ``divprune::GreedyMaxMin`` for the loop.
+
+        ``kept_slots`` is an int32 [K], where K varies.
+        """
         ...

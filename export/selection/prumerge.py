@@ -30,10 +30,11 @@ import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.checks import check_finite
-from divprune.export.selection.divprune import similarity, write_similarity
 from divprune.export.selection.mixing import MixWriter
 from divprune.export.selection.protocol import Arrays, Values
 from divprune.export.selection.ranked import RankedSelector
+from divprune.export.selection.similarity import similarity, write_similarity
+from divprune.export.selection.sizes import Size, as_size, dim, minus
 
 __all__ = ["PruMerge"]
 
@@ -48,6 +49,7 @@ class PruMerge(RankedSelector):
     nested: ClassVar[bool] = False
     merges: ClassVar[bool] = True
     inside_llm: ClassVar[bool] = False
+    any_size: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("reader_cls_attention", "reader_keys", "patch_features")
     ranked_by: ClassVar[str] = "reader_cls_attention"
 
@@ -79,8 +81,8 @@ class PruMerge(RankedSelector):
         self,
         op: GraphWriter,
         order: ir.Value,
-        num_tokens: int,
-        num_kept: int,
+        num_tokens: Size,
+        num_kept: Size,
         signals: Values,
     ) -> ir.Value:
         """The same as a subgraph: weights [K, N] times features [N, V].
@@ -93,45 +95,52 @@ class PruMerge(RankedSelector):
         """
         with op.scope(self.name):
             mix = MixWriter(op, order, num_tokens, num_kept)
-            row = op.constant(np.array([1, num_tokens], np.int64), "row")
+            row = op.constant(np.array([1, dim(num_tokens)], np.int64), "row")
             attention = op("Reshape", signals["reader_cls_attention"], row)
             own = op("Mul", self._nearest(op, mix, signals["reader_keys"], num_tokens), attention)
             weights = op("Add", own, mix.chosen)
-            extra = mix.part(num_kept - 1, num_kept)
-            others = op("Mul", self._not_kept(op, mix, num_kept), attention)
+            extra = mix.last()
+            others = op("Mul", self._not_kept(op, mix, extra), attention)
             weights = op("Where", op("Equal", mix.ascending, extra), others, weights)
             return op("MatMul", weights, signals["patch_features"])
 
     def _nearest(
-        self, op: GraphWriter, mix: MixWriter, keys: ir.Value, num_tokens: int
+        self, op: GraphWriter, mix: MixWriter, keys: ir.Value, num_tokens: Size
     ) -> ir.Value:
         """float32 [K, N]: 1 for the nearest other tokens of each kept one, ties to the lowest.
 
         ``TopK`` says only how similar the last of them is: all that are nearer, and of those
         exactly as near the first ones up to the count.
         """
-        neighbours = min(_NEIGHBOURS, num_tokens - 1)
-        if neighbours == 0:
-            return op("Sub", mix.chosen, mix.chosen)
+        count, wanted = self._neighbours(op, num_tokens)
         rows = op("Gather", write_similarity(op, keys), op("Squeeze", mix.ascending, mix.axes))
         nothing = op.constant(np.array(-np.finfo(np.float32).max), "nothing")
         rows = op("Where", op("Equal", mix.ascending, mix.ids), nothing, rows)
-        count = op.constant(np.array([neighbours], np.int64), "neighbours")
         top, _ = op.multi("TopK", rows, count, num_outputs=2, largest=1, sorted=1)
         least = op("ReduceMin", top, mix.axes, keepdims=1)
         nearer = mix.as_float(op("Greater", rows, least))
         as_near = mix.as_float(op("Equal", rows, least))
-        room = op(
-            "Sub",
-            op.constant(np.array([[neighbours]], np.float32), "room"),
-            op("ReduceSum", nearer, mix.axes, keepdims=1),
-        )
+        room = op("Sub", wanted, op("ReduceSum", nearer, mix.axes, keepdims=1))
         first = mix.as_float(op("LessOrEqual", mix.counted_up_to(as_near), room))
         return op("Add", nearer, op("Mul", as_near, first))
 
-    def _not_kept(self, op: GraphWriter, mix: MixWriter, num_kept: int) -> ir.Value:
-        """float32 [1, N]: 1 for every token whose place no kept one has."""
+    def _neighbours(self, op: GraphWriter, num_tokens: Size) -> tuple[ir.Value, ir.Value]:
+        """How many join a token: int64 [1] for ``TopK``, at least 1, and as it is, float32 [1, 1].
+
+        A token that is alone is found as its own neighbour then, and not wanted.
+        """
+        if isinstance(num_tokens, int):
+            number = min(_NEIGHBOURS, num_tokens - 1)
+            count = op.constant(np.array([max(number, 1)], np.int64), "neighbours")
+            return count, op.constant(np.array([[number]], np.float32), "wanted")
+        others = as_size(op, minus(op, num_tokens, 1, "others"), "others")
+        most, one = (op.constant(np.array([n], np.int64), f"at_{n}") for n in (_NEIGHBOURS, 1))
+        wanted = op("Min", others, most)
+        cell = op("Reshape", wanted, op.constant(np.array([1, 1], np.int64), "cell"))
+        return op("Max", wanted, one), op("Cast", cell, to=ir.DataType.FLOAT)
+
+    def _not_kept(self, op: GraphWriter, mix: MixWriter, extra: ir.Value) -> ir.Value:
+        """float32 [1, N]: 1 for every token whose place no kept one has, ``extra`` among them."""
         one = op.constant(np.ones((1, 1), np.float32), "one")
-        if num_kept == 1:
-            return op("Add", op("Sub", mix.chosen, mix.chosen), one)
-        return op("Sub", one, mix.column_flags(mix.part(0, num_kept - 1)))
+        others = op("Sub", one, mix.column_flags(mix.order))
+        return op("Add", others, mix.as_float(op("Equal", extra, mix.ids)))

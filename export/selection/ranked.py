@@ -16,6 +16,7 @@ from divprune.export.selection.ranking import (
     ranking_regret,
     write_highest_first,
 )
+from divprune.export.selection.sizes import Size, check_sizes, dim
 
 __all__ = ["RankedSelector"]
 
@@ -53,15 +54,15 @@ class RankedSelector(Selector):
         self,
         op: GraphWriter,
         features: ir.Value,
-        num_tokens: int,
-        num_kept: int,
+        num_tokens: Size,
+        num_kept: Size,
         signals: Values = NO_VALUES,
     ) -> ir.Value:
         """The same as a subgraph over the signal alone."""
-        check_count(num_kept, num_tokens)
+        check_sizes(num_kept, num_tokens)
         with op.scope(self.name):
-            row = op.constant(np.array([1, num_tokens], np.int64), "row")
+            row = op.constant(np.array([1, dim(num_tokens)], np.int64), "row")
             values = op("Reshape", signals[self.ranked_by], row)
             chosen = write_highest_first(op, values, num_tokens, num_kept)
-            shape = op.constant(np.array([num_kept], np.int64), "shape")
+            shape = op.constant(np.array([dim(num_kept)], np.int64), "shape")
             return op("Cast", op("Reshape", chosen, shape), to=ir.DataType.INT64)

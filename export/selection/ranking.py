@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
+from divprune.export.selection.sizes import Size, int32_cell, minus, row_ids
 
 __all__ = ["LowestIndex", "highest_first", "ranking_regret", "write_highest_first"]
 
@@ -36,10 +37,10 @@ class LowestIndex:
     Its constants belong to the graph it is made in; a loop body captures them by name.
     """
 
-    def __init__(self, op: GraphWriter, num_columns: int) -> None:
-        self.ids = op.constant(np.arange(num_columns, dtype=np.int32)[np.newaxis], "ids")
-        self._beyond = op.constant(np.array([[num_columns]], np.int32), "beyond")
-        self._last = op.constant(np.array([[num_columns - 1]], np.int32), "last_id")
+    def __init__(self, op: GraphWriter, num_columns: Size) -> None:
+        self.ids = row_ids(op, num_columns)
+        self._beyond = int32_cell(op, num_columns, "beyond")
+        self._last = int32_cell(op, minus(op, num_columns, 1, "last"), "last_id")
         self._axes = op.constant(np.array([1], np.int64), "axes")
 
     def write(self, op: GraphWriter, hits: ir.Value) -> ir.Value:
@@ -48,7 +49,9 @@ class LowestIndex:
         return op("Min", op("ReduceMin", candidates, self._axes, keepdims=1), self._last)
 
 
-def write_highest_first(op: GraphWriter, values: ir.Value, num_tokens: int, count: int) -> ir.Value:
+def write_highest_first(
+    op: GraphWriter, values: ir.Value, num_tokens: Size, count: Size
+) -> ir.Value:
     """Append nodes for ``highest_first``: float32 [1, N] to int32 [count, 1].
 
     ::
@@ -63,8 +66,16 @@ def write_highest_first(op: GraphWriter, values: ir.Value, num_tokens: int, coun
     with op.scope("ranking"):
         lowest = LowestIndex(op, num_tokens)
         places = op("Transpose", _write_places(op, values, lowest.ids), perm=[1, 0])
-        wanted = op.constant(np.arange(count, dtype=np.float32)[:, np.newaxis], "places")
+        wanted = _column_of_places(op, count)
         return lowest.write(op, op("Equal", places, wanted))
+
+
+def _column_of_places(op: GraphWriter, count: Size) -> ir.Value:
+    """0, 1, ... below a count, float32 [count, 1]."""
+    if isinstance(count, int):
+        return op.constant(np.arange(count, dtype=np.float32)[:, np.newaxis], "places")
+    column = op("Transpose", row_ids(op, count, "place_ids"), perm=[1, 0])
+    return op("Cast", column, to=ir.DataType.FLOAT, name="places")
 
 
 def _write_places(op: GraphWriter, values: ir.Value, ids: ir.Value) -> ir.Value:

@@ -26,9 +26,10 @@ import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.checks import check_count, check_finite
-from divprune.export.selection.divprune import similarity, write_similarity
 from divprune.export.selection.protocol import NO_ARRAYS, NO_VALUES, Arrays, Selector, Values
 from divprune.export.selection.ranking import LowestIndex
+from divprune.export.selection.similarity import similarity, write_similarity
+from divprune.export.selection.sizes import TOKENS, Size, check_sizes, dim, filled_row, item
 
 __all__ = ["Scope"]
 
@@ -43,6 +44,7 @@ class Scope(Selector):
     nested: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     inside_llm: ClassVar[bool] = False
+    any_size: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("cls_attention",)
     substitutes: ClassVar[Mapping[str, str]] = {"cls_attention": "mean_attention"}
 
@@ -90,8 +92,8 @@ class Scope(Selector):
         self,
         op: GraphWriter,
         features: ir.Value,
-        num_tokens: int,
-        num_kept: int,
+        num_tokens: Size,
+        num_kept: Size,
         signals: Values = NO_VALUES,
     ) -> ir.Value:
         """The same as a subgraph: features [N, D] and importance [N] to int64 [K].
@@ -101,13 +103,14 @@ class Scope(Selector):
             features -- similarity -- gram [N, N] --+
             importance [N] -- Reshape [1, N] -------+-- Loop, K times -- Reshape -- order [K]
         """
-        check_count(num_kept, num_tokens)
+        check_sizes(num_kept, num_tokens)
         with op.scope(self.name):
-            row = op.constant(np.array([1, num_tokens], np.int64), "row")
+            row = op.constant(np.array([1, dim(num_tokens)], np.int64), "row")
             importance = op("Reshape", signals["cls_attention"], row)
             loop = _LoopWriter(op, write_similarity(op, features), importance, num_tokens)
             chosen = op("Cast", loop.write(num_kept), to=ir.DataType.INT64)
-            return op("Reshape", chosen, op.constant(np.array([num_kept], np.int64), "shape"))
+            shape = op.constant(np.array([dim(num_kept)], np.int64), "shape")
+            return op("Reshape", chosen, shape)
 
 
 def _scores(
@@ -124,7 +127,7 @@ class _LoopWriter:
     """The greedy loop over one similarity matrix; its state has rank 2, as TensorRT wants."""
 
     def __init__(
-        self, op: GraphWriter, gram: ir.Value, importance: ir.Value, num_tokens: int
+        self, op: GraphWriter, gram: ir.Value, importance: ir.Value, num_tokens: Size
     ) -> None:
         self._op = op
         self._gram, self._importance = gram, importance
@@ -135,13 +138,12 @@ class _LoopWriter:
         self._axes = op.constant(np.array([1], np.int64), "axes")
         self._axis = op.constant(np.array([0], np.int64), "axis")
 
-    def write(self, num_kept: int) -> ir.Value:
+    def write(self, num_kept: Size) -> ir.Value:
         """The loop; int32 [K, 1, 1]."""
         op = self._op
-        trips = op.constant(np.array(num_kept, np.int64), "trips")
+        trips = item(op, num_kept, "trips")
         proceed = op.constant(np.array(True), "proceed")
-        cover = op.constant(np.zeros((1, self._num_tokens), np.float32), "cover")
-        taken = op.constant(np.zeros((1, self._num_tokens), np.float32), "taken")
+        cover, taken = (filled_row(op, self._num_tokens, 0, name) for name in ("cover", "taken"))
         body = self._body(op.subgraph("body"))
         *_, chosen = op.multi("Loop", trips, proceed, cover, taken, num_outputs=3, body=body)
         return chosen
@@ -154,7 +156,7 @@ class _LoopWriter:
             gram - cover -- Relu -- sum per row -- x importance -- Where(taken) -- lowest id of
                                                                     the largest
         """
-        row = [1, self._num_tokens]
+        row = [1, self._num_tokens if isinstance(self._num_tokens, int) else TOKENS]
         step = op.input("step", ir.DataType.INT64, [])
         proceed = op.input("proceed", ir.DataType.BOOL, [])
         cover = op.input("cover", ir.DataType.FLOAT, row)

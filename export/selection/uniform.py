@@ -3,6 +3,8 @@
 K tokens on a grid of R x C patches: r = round(sqrt(K R / C)) of the rows are used, as evenly
 as they go, and K is shared among them as evenly as it goes; each row's tokens then lie in the
 middle of equal parts of it. A class token in front is left out unless every token is kept.
+
+Where N varies there is no one grid: the tokens are taken as one row, in raster order.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
+from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.fixed_order import FixedOrder
+from divprune.export.selection.sizes import int32_cell, row_ids
 
 __all__ = ["Uniform", "middles"]
 
@@ -26,6 +31,7 @@ class Uniform(FixedOrder):
     nested: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     inside_llm: ClassVar[bool] = False
+    any_size: ClassVar[bool] = True
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -34,6 +40,8 @@ class Uniform(FixedOrder):
 
     def order(self, num_tokens: int, num_kept: int) -> npt.NDArray[np.int64]:
         """Indices int64 [K], ascending."""
+        if self.setting.max_tokens is not None:
+            return middles(num_tokens, num_kept)
         rows, columns, leading = self.patch_grid(num_tokens)
         in_grid = min(num_kept, rows * columns)
         used = min(max(round(sqrt(in_grid * rows / columns)), ceil(in_grid / columns)), rows)
@@ -44,6 +52,15 @@ class Uniform(FixedOrder):
         ]
         front = np.arange(num_kept - in_grid)
         return np.concatenate([front, leading + np.concatenate(picks)]).astype(np.int64)
+
+    def write_order(self, op: GraphWriter, num_tokens: ir.Value, num_kept: ir.Value) -> ir.Value:
+        """``middles`` as a subgraph, in int32: N and K stay far below 2 ** 15."""
+        one, two = (op.constant(np.array([[n]], np.int32), f"times_{n}") for n in (1, 2))
+        odd = op("Add", op("Mul", row_ids(op, num_kept), two), one)
+        ends = op("Mul", odd, int32_cell(op, num_tokens, "length"))
+        parts = op("Mul", int32_cell(op, num_kept, "count"), two)
+        flat = op("Reshape", op("Div", ends, parts), op.constant(np.array([-1], np.int64), "flat"))
+        return op("Cast", flat, to=ir.DataType.INT64)
 
 
 def middles(length: int, count: int) -> npt.NDArray[np.int64]:

@@ -19,7 +19,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -94,7 +93,7 @@ def trace_vision(
     del graph.outputs[1:]
     features = graph.outputs[0]
     if projector is None:
-        append_selection(graph, features, partial(selector.write, signals=values), num_kept)
+        append_selection(graph, features, selector, num_kept, values)
     else:
         assert values["patch_features"].shape is not None
         width = int(values["patch_features"].shape.numpy()[1])

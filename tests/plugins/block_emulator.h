@@ -172,9 +172,17 @@ inline unsigned __float_as_uint(float number) {
     return bits;
 }
 
+inline float __uint_as_float(unsigned bits) {
+    float number;
+    std::memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
 // As CUDA has it: any NaN loses. The host's own turns a signalling NaN into the result.
 inline float larger(float a, float b) { return a != a || b > a ? b : a; }
+inline float smaller(float a, float b) { return a != a || b < a ? b : a; }
 #define fmaxf larger
+#define fminf smaller
 
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

@@ -8,7 +8,7 @@
 #include <dlfcn.h>
 #include <string>
 
-using Kernel = void (*)(const float*, const int*, int, int, int*);
+using Kernel = void (*)(const float*, const int*, int, int, int*, float*);
 
 namespace {
 enum { kSuccess = 0, kInvalidValue = 1, kInvalidImage = 200, kNotFound = 500, kLaunchFailed = 719 };
@@ -74,8 +74,9 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     const int num_tokens = *static_cast<int*>(arguments[2]);
     const int num_kept = *static_cast<int*>(arguments[3]);
     const auto order = *static_cast<int**>(arguments[4]);
+    const auto cover = *static_cast<float**>(arguments[5]);
     const auto kernel = reinterpret_cast<Kernel>(function);
-    const auto body = [=] { kernel(gram, seed, num_tokens, num_kept, order); };
+    const auto body = [=] { kernel(gram, seed, num_tokens, num_kept, order, cover); };
     return emulator::launch(body, grid_x, block_x, schedule) ? kLaunchFailed : kSuccess;
 }
 

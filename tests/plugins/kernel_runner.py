@@ -33,28 +33,43 @@ class KernelRunner:
         return self.orders(gram[np.newaxis], [seed], num_kept)[0].tolist()
 
     def orders(self, grams: npt.NDArray[np.float32], seeds: list[int], num_kept: int) -> Ints:
-        """The orders [images, K] for similarities [images, N, N]; nothing else is written."""
+        """The orders [images, K] for similarities [images, N, N]."""
+        return self.run(grams, seeds, num_kept)[0]
+
+    def run(
+        self, grams: npt.NDArray[np.float32], seeds: list[int], num_kept: int
+    ) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """Orders and covers [images, K] for similarities [images, N, N]; no more is written."""
         num_images, num_tokens, _ = grams.shape
-        buffer = np.full(num_images * num_kept + 2 * _GUARD, _UNTOUCHED, np.int32)
-        arrays = [np.ascontiguousarray(grams), np.array(seeds, np.int32), buffer]
-        gram, seed, order = addresses = [self._upload(array) for array in arrays]
+        first = np.full((num_images, num_kept), _UNTOUCHED, np.int32)
+        first[:, 0] = seeds
+        buffers = [
+            np.full(num_images * num_kept + 2 * _GUARD, _UNTOUCHED, dtype)
+            for dtype in (np.int32, np.float32)
+        ]
+        arrays = [np.ascontiguousarray(grams), first, *buffers]
+        gram, seed, order, cover = addresses = [self._upload(array) for array in arrays]
         try:
             self._kernel.launch(
                 gram,
                 seed,
-                order + _GUARD * buffer.itemsize,
+                order + _GUARD * buffers[0].itemsize,
+                cover + _GUARD * buffers[1].itemsize,
                 num_tokens=num_tokens,
                 num_kept=num_kept,
                 num_images=num_images,
             )
             self.driver.call("cuStreamSynchronize", None)
-            self._download(order, buffer)
+            self._download(order, buffers[0])
+            self._download(cover, buffers[1])
         finally:
             for address in addresses:
                 self.driver.call("cuMemFree_v2", ctypes.c_uint64(address))
-        guards = np.concatenate([buffer[:_GUARD], buffer[-_GUARD:]])
-        assert (guards == _UNTOUCHED).all()
-        return buffer[_GUARD:-_GUARD].reshape(num_images, num_kept)
+        for buffer in buffers:
+            guards = np.concatenate([buffer[:_GUARD], buffer[-_GUARD:]])
+            assert (guards == _UNTOUCHED).all()
+        orders, covers = (b[_GUARD:-_GUARD].reshape(num_images, num_kept) for b in buffers)
+        return orders, covers
 
     def _upload(self, array: npt.NDArray[np.generic]) -> int:
         address = ctypes.c_uint64()

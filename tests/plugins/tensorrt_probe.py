@@ -59,7 +59,14 @@ KEPT_ALIVE: list[Any] = []
 
 
 def fields(trt: Any, number: np.ndarray, kind: Any) -> Any:
-    return trt.PluginFieldCollection([trt.PluginField("num_kept", number, kind)])
+    return trt.PluginFieldCollection([trt.PluginField("max_tokens", number, kind)])
+
+
+def named(trtp: Any, name: str) -> Any:
+    """A dimension that is known by its name only."""
+    size = trtp.ShapeExpr()
+    size._int_expr, size._is_dummy = name, False
+    return size
 
 
 def probe_aot(trt: Any, registry: Registry) -> dict[str, Any]:
@@ -73,22 +80,26 @@ def probe_aot(trt: Any, registry: Registry) -> dict[str, Any]:
     plugin = creator.create_plugin(
         OP_TYPE,
         NAMESPACE,
-        fields(trt, np.array([58], np.int64), trt.PluginFieldType.INT64),
+        fields(trt, np.array([2928], np.int64), trt.PluginFieldType.INT64),
         trt.TensorRTPhase.BUILD,
         trt.QuickPluginCreationRequest.STRICT_AOT,
     )
-    types = plugin.get_output_data_types([trt.float32, trt.int32], [3, 1])
-    half = message(lambda: plugin.get_output_data_types([trt.float16, trt.int32], [3, 1]))
+    types = plugin.get_output_data_types([trt.float32, trt.int32], [3, 2])
+    half = message(lambda: plugin.get_output_data_types([trt.float16, trt.int32], [3, 2]))
+    plugin_def, most = QDP_REGISTRY[PLUGIN_ID], plugin.attrs["max_tokens"]
 
-    kept = plugin.attrs["num_kept"]
+    def described_by(*names: str, dtype: Any) -> Any:
+        """A tensor whose dimensions are names: expressions of them come without a value."""
+        desc = trtp.TensorDesc(trtp.ShapeExprs(len(names), _is_dummy=True), dtype)
+        for index, name in enumerate(names):
+            desc.shape_expr._exprs[index] = named(trtp, name)
+        return desc
 
-    def implement(gram_shape: tuple[int, ...]) -> tuple[Any, ...]:
-        gram, seed, order = (trtp.TensorDesc() for _ in range(3))
-        gram.shape, seed.shape = trtp.Shape(gram_shape), trtp.Shape((1,))
-        return QDP_REGISTRY[PLUGIN_ID].aot_impl_func(gram, seed, kept, (order,), 0)
-
-    SymIntExpr._exprBuilder = SimpleNamespace(constant=int)
-    entry, ptx, launch, numbers = implement((1, 576, 576))
+    SymIntExpr._exprBuilder = SimpleNamespace(constant=int, operation=lambda op, a, b: a)
+    gram = described_by("images", "tokens", "tokens", dtype=trt.float32)
+    seed = described_by("images", "kept", dtype=trt.int32)
+    outputs = plugin_def.register_func(gram, seed, most)
+    entry, ptx, launch, numbers = plugin_def.aot_impl_func(gram, seed, most, outputs, 0)
     dimensions = [launch.grid_x, launch.grid_y, launch.grid_z]
     dimensions += [launch.block_x, launch.block_y, launch.block_z, launch.shared_mem]
 
@@ -99,7 +110,8 @@ def probe_aot(trt: Any, registry: Registry) -> dict[str, Any]:
     return {
         "realisations": realisations,
         "fields": [(field.name, str(field.type)) for field in creator.field_names],
-        "num_kept": kept.tolist(),
+        "max_tokens": most.tolist(),
+        "output_shapes": [[size._expr for size in desc.shape_expr] for desc in outputs],
         "output_types": list(map(str, types)),
         "half": half,
         "entry": entry,
@@ -107,9 +119,18 @@ def probe_aot(trt: Any, registry: Registry) -> dict[str, Any]:
         "launch": [dimension._expr for dimension in dimensions],
         "numbers": [number._expr for number in numbers],
         "are_int32": [isinstance(number, trtp.SymInt32) for number in numbers],
-        "dynamic": message(lambda: implement((1, -1, -1))),
+        "too_many": message(
+            lambda: plugin_def.aot_impl_func(gram, seed, most + 10_000, outputs, 0)
+        ),
         "misdeclared": message(misdeclared),
     }
+
+
+def read_later(collection: Any) -> int:
+    """The number of the only field, once memory that nobody holds has been written over."""
+    _overwrite = [np.array([-1], np.int32) for _ in range(1000)]
+    (field,) = collection
+    return int(field.data[0])
 
 
 def described(trt: Any, shape: tuple[int, ...], kind: Any, layout: Any = None) -> Any:
@@ -133,23 +154,25 @@ def probe_v3(trt: Any, registry: Registry, driver: Driver) -> dict[str, Any]:
     register_v3_plugin(trt)
 
     creator = define_plugin(trt, driver)
-    number = np.array([7], np.int32)
+    number = np.array([40], np.int32)
     built = creator.create_plugin(
         "a node", fields(trt, number, trt.PluginFieldType.INT32), trt.TensorRTPhase.BUILD
     )
-    constants: list[int] = []
-    builder = SimpleNamespace(constant=constants.append)
-    (shape,) = built.get_output_shapes([trt.DimsExprs(3), trt.DimsExprs(1)], [], builder)
+    given = [["images", "tokens", "tokens"], ["images", "kept"]]
+    dims_exprs, trt.DimsExprs = trt.DimsExprs, lambda length: [None] * length
+    shapes = built.get_output_shapes(given, [], None)
+    trt.DimsExprs = dims_exprs
 
     descs = [
         described(trt, (2, 40, 40), trt.float32),
-        described(trt, (2,), trt.int32),
         described(trt, (2, 7), trt.int32),
+        described(trt, (2, 7), trt.int32),
+        described(trt, (2, 7), trt.float32),
     ]
     in_out = [dynamic(trt, desc) for desc in descs]
-    formats = [built.supports_format_combination(i, in_out, 2) for i in range(3)]
+    formats = [built.supports_format_combination(i, in_out, 2) for i in range(4)]
     in_out[0] = dynamic(trt, described(trt, (2, 40, 40), trt.float16))
-    in_out[1] = dynamic(trt, described(trt, (2,), trt.int32, trt.TensorFormat.CHW4))
+    in_out[1] = dynamic(trt, described(trt, (2, 7), trt.int32, trt.TensorFormat.CHW4))
     refused = [built.supports_format_combination(i, in_out, 2) for i in range(2)]
 
     clone = built.clone()
@@ -158,24 +181,29 @@ def probe_v3(trt: Any, registry: Registry, driver: Driver) -> dict[str, Any]:
     ran = loaded.attach_to_context(None)
     ran.on_shape_change(descs[:2], descs[2:])
     grams = np.random.default_rng(1).random((2, 40, 40), np.float32)
-    seeds, order = np.array([3, 39], np.int32), np.zeros((2, 7), np.int32)
+    seeds = np.repeat(np.array([[3], [39]], np.int32), 7, axis=1)
+    order, cover = np.zeros((2, 7), np.int32), np.zeros((2, 7), np.float32)
     inputs = [grams.ctypes.data, seeds.ctypes.data]
-    ran.enqueue(descs[:2], descs[2:], inputs, [order.ctypes.data], 0, 0)
+    ran.enqueue(descs[:2], descs[2:], inputs, [order.ctypes.data, cover.ctypes.data], 0, 0)
 
-    KEPT_ALIVE.extend([built, clone, loaded, ran])
-    large = [described(trt, (1, 20_000, 20_000), trt.float32), described(trt, (1,), trt.int32)]
+    lone = creator.create_plugin(
+        "", fields(trt, number, trt.PluginFieldType.INT32), trt.TensorRTPhase.BUILD
+    )
+    KEPT_ALIVE.extend([built, clone, loaded, ran, lone])
+    large = [described(trt, (1, 41, 41), trt.float32), described(trt, (1, 7), trt.int32)]
     none = trt.PluginFieldCollection([])
     return {
         "registered": type(registered).__name__,
         "fields": [(field.name, str(field.type)) for field in creator.field_names],
         "num_outputs": built.num_outputs,
         "output_types": list(map(str, built.get_output_data_types([trt.float32, trt.int32]))),
-        "output_rank": len(shape),
-        "output_constants": constants,
+        "output_shapes": shapes,
+        "serialised": read_later(lone.get_fields_to_serialize()),
         "formats": formats,
         "refused": refused,
-        "seeds": seeds.tolist(),
+        "seeds": seeds[:, 0].tolist(),
         "order": order.tolist(),
+        "cover": cover.tolist(),
         "grams": grams.tolist(),
         "large": message(lambda: ran.on_shape_change(large, [])),
         "no_attribute": message(lambda: creator.create_plugin("", none, trt.TensorRTPhase.BUILD)),

@@ -46,8 +46,9 @@ def test_shipped_ptx_has_every_entry_with_tensorrts_order_of_arguments() -> None
     planned = {plan_launch(n, 1).entry for n in range(1, MAX_TOKENS + 1)}
     assert set(entries) == planned
     assert len(planned) == 10
+    types = ["u64", "u64", "u32", "u32", "u64", "u64"]
     for parameters in entries.values():
-        assert re.findall(r"\.param \.(\w+)", parameters) == ["u64", "u64", "u32", "u32", "u64"]
+        assert re.findall(r"\.param \.(\w+)", parameters) == types
 
 
 def test_shipped_ptx_takes_no_memory_but_static_shared_memory() -> None:

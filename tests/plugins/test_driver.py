@@ -27,7 +27,7 @@ def test_error_of_the_driver_is_said_in_its_words(
     monkeypatch.setattr(driver_module, "plan_launch", lambda n, k: Launch("no_such_entry", 32))
     kernel = GreedyMaxMinKernel(emulated_driver)
     with pytest.raises(BackendError, match=r"(?s)cuModuleGetFunction.*symbol not found \(500\)"):
-        kernel.launch(0, 0, 0, num_tokens=1, num_kept=1)
+        kernel.launch(0, 0, 0, 0, num_tokens=1, num_kept=1)
 
 
 def test_ptx_that_the_driver_does_not_know_is_refused(
@@ -40,7 +40,7 @@ def test_ptx_that_the_driver_does_not_know_is_refused(
 
 def test_counts_are_checked_before_anything_is_launched(emulated_driver: EmulatedDriver) -> None:
     with pytest.raises(OptionError, match="cannot be kept"):
-        GreedyMaxMinKernel(emulated_driver).launch(0, 0, 0, num_tokens=5, num_kept=6)
+        GreedyMaxMinKernel(emulated_driver).launch(0, 0, 0, 0, num_tokens=5, num_kept=6)
 
 
 def test_context_that_is_current_has_a_handle(emulated_driver: EmulatedDriver) -> None:

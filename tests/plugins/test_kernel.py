@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from divprune.plugins.node import MAX_TOKENS
+from divprune.plugins import driver as driver_module
+from divprune.plugins.node import MAX_TOKENS, plan_launch
 from divprune.plugins.ptx import SOURCE_FILE
 from tests.plugins.emulator import EmulatedDriver
 from tests.plugins.kernel_runner import KernelRunner
@@ -40,8 +41,9 @@ def _wrong(runner: KernelRunner, kind: str, shapes: list[tuple[int, int]]) -> li
     wrong = []
     for num_tokens, num_kept in shapes:
         gram = matrix(kind, num_tokens)
-        expected = _reference(gram, num_kept)
-        if runner.order(gram, expected[0], num_kept) != expected:
+        order, cover = divprune.choose_max_min(divprune.Gram(gram), num_kept)
+        orders, covers = runner.run(gram[np.newaxis], [order[0]], num_kept)
+        if not (np.array_equal(orders[0], order) and np.array_equal(covers[0], cover)):
             wrong.append(f"{kind}: {num_kept} of {num_tokens}")
     return wrong
 
@@ -102,6 +104,26 @@ def test_infinite_similarities_are_compared(runner: KernelRunner) -> None:
     assert runner.order(gram, 2, 90) == _follow(np.maximum(gram, NOTHING), 2, 90)
 
 
+@pytest.mark.parametrize("max_tokens", [70, 1024, 3000, MAX_TOKENS])
+def test_a_launch_for_the_most_tokens_serves_fewer(
+    runner: KernelRunner, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    monkeypatch.setattr(driver_module, "plan_launch", lambda n, k: plan_launch(max_tokens, 1))
+    shapes = [(1, 1), (31, 31), (33, 9), (70, 12)]
+    assert [wrong for kind in KINDS for wrong in _wrong(runner, kind, shapes)] == []
+
+
+def test_cover_is_the_least_similarity_of_a_token_left_to_its_nearest_choice(
+    runner: KernelRunner,
+) -> None:
+    gram = matrix("cosines", 50)
+    orders, covers = runner.run(gram[np.newaxis], [7], 50)
+    for k, found in enumerate(covers[0], 1):
+        chosen = orders[0, :k]
+        left = np.setdiff1d(np.arange(50), chosen)
+        assert found == (gram[np.ix_(chosen, left)].max(axis=0).min() if left.size else 1.0)
+
+
 def test_every_schedule_gives_the_same_order(emulated_driver: EmulatedDriver) -> None:
     runner = KernelRunner(emulated_driver)
     gram = matrix("coarse", 577)
@@ -121,8 +143,10 @@ def test_every_schedule_gives_the_same_order(emulated_driver: EmulatedDriver) ->
         ("value == least ? static_cast<unsigned>(candidate) : kNothing", "candidate"),
         ("            if (token == last) closed |= 1u << slot;\n", ""),
         ("fmaxf(largest[slot], row", "(row"),
+        ("value & 0x80000000 ? value & 0x7fffffff : ~value", "value"),
+        ("fminf(__uint", "(__uint"),
     ],
-    ids=["barrier", "second slots", "signed zero", "ties", "selected", "running"],
+    ids=["barrier", "second slots", "signed zero", "ties", "selected", "running", "sign", "bound"],
 )
 def test_kernel_that_lacks_a_part_fails(tmp_path: Path, part: str, instead: str) -> None:
     """The tests above notice each of them: the emulator hides no race and no lapse."""
@@ -132,7 +156,7 @@ def test_kernel_that_lacks_a_part_fails(tmp_path: Path, part: str, instead: str)
     for number in range(RACES):
         driver.set_schedule(number)
         for kind in ("signed zeros", "coarse", "cosines"):
-            if _wrong(KernelRunner(driver), kind, [(300, 40), (1500, 20)]):
+            if _wrong(KernelRunner(driver), kind, [(300, 40), (1500, 20), (9, 9)]):
                 return
     pytest.fail("the kernel still gives the reference's order")
 
@@ -149,12 +173,13 @@ whole = np.frombuffer(memory, np.uint8)
 base = whole.ctypes.data
 for forbidden in (base, base + page + size):
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(forbidden), page, 0) == 0
-order, seed = np.zeros(k, np.int32), np.array([n - 1], np.int32)
+order, cover, seed = np.zeros(k, np.int32), np.zeros(k, np.float32), np.full(k, n - 1, np.int32)
 kernel = GreedyMaxMinKernel(Driver(ctypes.CDLL(sys.argv[1])))
 for start in (page, page + size - 4 * n * n):
     gram = whole[start : start + 4 * n * n].view(np.float32)
     gram[:] = np.random.default_rng(0).random(n * n, np.float32)
-    kernel.launch(base + start, seed.ctypes.data, order.ctypes.data, num_tokens=n, num_kept=k)
+    outputs = order.ctypes.data, cover.ctypes.data
+    kernel.launch(base + start, seed.ctypes.data, *outputs, num_tokens=n, num_kept=k)
 print(len(set(order.tolist())))
 """
 

@@ -46,23 +46,30 @@ def test_counts_that_cannot_be_kept_are_refused(num_kept: int) -> None:
 
 
 def test_shapes_give_images_and_tokens() -> None:
-    assert check_shapes((1, 576, 576), (1,)) == (1, 576)
-    assert check_shapes([4, 7, 7], [4]) == (4, 7)
+    assert check_shapes((1, 576, 576), (1, 58)) == (1, 576, 58)
+    assert check_shapes([4, 7, 7], [4, 7], 7) == (4, 7, 7)
 
 
 @pytest.mark.parametrize(
     ("gram", "seed"),
     [
-        ((576, 576), (1,)),
-        ((1, 576, 575), (1,)),
-        ((1, 576, 576), (2,)),
+        ((576, 576), (1, 58)),
+        ((1, 576, 575), (1, 58)),
+        ((1, 576, 576), (2, 58)),
         ((1, 576, 576), ()),
-        ((1, 576, 576), (1, 1)),
-        ((1, -1, -1), (1,)),
-        ((-1, 576, 576), (-1,)),
+        ((1, 576, 576), (1,)),
+        ((1, 576, 576), (1, 0)),
+        ((1, -1, -1), (1, 58)),
+        ((1, 577, 577), (1, 58)),
+        ((-1, 576, 576), (-1, 58)),
         ((), ()),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(gram: tuple[int, ...], seed: tuple[int, ...]) -> None:
     with pytest.raises(UnsupportedError, match=r"gram \["):
-        check_shapes(gram, seed)
+        check_shapes(gram, seed, 576)
+
+
+def test_more_kept_than_there_are_tokens_is_refused() -> None:
+    with pytest.raises(OptionError, match="1 to 576"):
+        check_shapes((1, 576, 576), (1, 577))

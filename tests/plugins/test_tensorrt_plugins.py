@@ -71,56 +71,63 @@ def v3(report: dict[str, Any]) -> dict[str, Any]:
 
 def test_decorators_accept_the_aot_plugin_once(aot: dict[str, Any]) -> None:
     assert aot["realisations"] == ["aot", "aot"]
-    assert aot["fields"] == [["num_kept", INT64]]
-    assert aot["num_kept"] == [58]
+    assert aot["fields"] == [["max_tokens", INT64]]
+    assert aot["max_tokens"] == [2928]
 
 
 def test_decorators_do_check_signatures(aot: dict[str, Any]) -> None:
     assert "does not match the expected input arg schema" in aot["misdeclared"]
 
 
-def test_aot_plugin_declares_its_output_and_refuses_half_precision(aot: dict[str, Any]) -> None:
-    assert aot["output_types"] == ["DataType.INT32"]
+def test_aot_plugin_declares_its_outputs_and_refuses_half_precision(aot: dict[str, Any]) -> None:
+    assert aot["output_types"] == ["DataType.INT32", "DataType.FLOAT"]
+    assert aot["output_shapes"] == [["images", "kept"]] * 2
     assert "float32 and int32" in aot["half"]
 
 
 def test_aot_plugin_hands_over_the_ptx_and_its_launch(aot: dict[str, Any]) -> None:
     assert aot["ptx_is_ours"]
-    assert aot["entry"] == "greedy_max_min_1"
-    assert aot["launch"] == [1, 1, 1, 576, 1, 1, 0]
-    assert aot["numbers"] == [576, 58]
+    assert aot["entry"] == "greedy_max_min_3"
+    assert aot["launch"] == ["images", 1, 1, 992, 1, 1, 0]
+    assert aot["numbers"] == ["tokens", "kept"]
     assert aot["are_int32"] == [True, True]
 
 
-def test_aot_plugin_refuses_dynamic_shapes(aot: dict[str, Any]) -> None:
-    assert "static" in aot["dynamic"]
+def test_aot_plugin_refuses_what_the_kernel_cannot_hold(aot: dict[str, Any]) -> None:
+    assert "1 to 10240" in aot["too_many"]
 
 
 def test_v3_plugin_is_registered_once_with_its_attribute(v3: dict[str, Any]) -> None:
     assert v3["registered"] == "Creator"
-    assert v3["fields"] == [["num_kept", INT32]]
+    assert v3["fields"] == [["max_tokens", INT32]]
 
 
-def test_v3_plugin_declares_output_types_and_shape(v3: dict[str, Any]) -> None:
-    assert v3["num_outputs"] == 1
-    assert v3["output_types"] == ["DataType.INT32"]
-    assert (v3["output_rank"], v3["output_constants"]) == (2, [7])
+def test_v3_plugin_declares_outputs_as_long_as_its_second_input(v3: dict[str, Any]) -> None:
+    assert v3["num_outputs"] == 2
+    assert v3["output_types"] == ["DataType.INT32", "DataType.FLOAT"]
+    assert v3["output_shapes"] == [["images", "kept"]] * 2
+
+
+def test_v3_plugin_keeps_what_it_hands_over_to_be_serialised(v3: dict[str, Any]) -> None:
+    assert v3["serialised"] == 40
 
 
 def test_v3_plugin_takes_linear_float32_and_int32_only(v3: dict[str, Any]) -> None:
-    assert v3["formats"] == [True, True, True]
+    assert v3["formats"] == [True] * 4
     assert v3["refused"] == [False, False]
 
 
 def test_v3_plugin_chooses_after_serialisation(v3: dict[str, Any]) -> None:
     grams = np.array(v3["grams"], np.float32)
-    for gram, seed, order in zip(grams, v3["seeds"], v3["order"], strict=True):
+    for gram, seed, order, cover in zip(grams, v3["seeds"], v3["order"], v3["cover"], strict=True):
         assert order == _follow(gram, seed, 7)
+        left = [token for token in range(40) if token not in order]
+        assert cover[-1] == min(gram[order, token].max() for token in left)
 
 
-def test_v3_plugin_refuses_what_the_kernel_cannot_hold(v3: dict[str, Any]) -> None:
-    assert "1 to 10240" in v3["large"]
-    assert "num_kept" in v3["no_attribute"]
+def test_v3_plugin_refuses_more_tokens_than_it_was_built_for(v3: dict[str, Any]) -> None:
+    assert "N at most 40" in v3["large"]
+    assert "max_tokens" in v3["no_attribute"]
 
 
 def _follow(gram: np.ndarray, seed: int, num_kept: int) -> list[int]:

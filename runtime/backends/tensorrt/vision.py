@@ -50,6 +50,8 @@ class VisionRunner:
         cuda, outputs = session.cuda, {tensor.name: tensor for tensor in spec.outputs}
         order = outputs.pop("selection_order", None)  # none where the selection comes later
         self._num_kept = 0 if order is None else _size(order, 0)
+        cover = outputs.pop("selection_cover", None)
+        self._cover = None if cover is None else DeviceBuffer(cuda, _num_bytes(cover))
         self._outputs = outputs
         self._pools = {name: BufferPool(cuda, _num_bytes(spec)) for name, spec in outputs.items()}
         self._pixels = DeviceBuffer(cuda, _num_bytes(spec.inputs[0]))
@@ -83,6 +85,8 @@ class VisionRunner:
         addresses["pixel_values"] = self._pixels.address
         if self._num_kept:
             addresses["selection_order"] = self._order.address
+        if self._cover is not None:
+            addresses["selection_cover"] = self._cover.address
         engine.run(0, {}, addresses)
         checked = rows[self._checked]
         num_broken, order = self._read_back(checked)

@@ -17,7 +17,8 @@ from onnx.reference.op_run import OpRun
 from divprune.export.graphs.lanes import LANES
 from divprune.export.graphs.tensorrt import write_tensorrt_graphs
 from divprune.export.selection import get_selector
-from divprune.export.selection.divprune import greedy_max_min
+from divprune.export.selection.divprune import choose_max_min
+from divprune.export.selection.similarity import Gram
 from divprune.plugins.node import MAX_TOKENS
 from divprune.runtime.directory.manifest import Manifest
 
@@ -29,12 +30,13 @@ class GreedyMaxMin(OpRun):
 
     op_domain = "divprune"
 
-    def _run(self, gram: np.ndarray, seed: np.ndarray, **attributes: Any) -> tuple[np.ndarray]:
+    def _run(self, gram: np.ndarray, seed: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
         assert (gram.dtype, seed.dtype) == (np.float32, np.int32)
-        assert (gram.ndim, seed.shape) == (3, (1,))
-        order = greedy_max_min(gram[0], attributes["num_kept"])
-        assert order[0] == seed[0]
-        return (order[None].astype(np.int32),)
+        assert (gram.ndim, seed.ndim, len(seed)) == (3, 2, 1)
+        assert gram.shape[1] <= attributes["max_tokens"]
+        order, cover = choose_max_min(Gram(gram[0]), seed.shape[1])
+        assert order[0] == seed[0, 0]
+        return order[None].astype(np.int32), cover[None]
 
 
 def manifest_of(directory: Path) -> Manifest:
@@ -95,7 +97,7 @@ def test_the_plugin_graph_differs_in_the_selection_only(
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert (node.op_type, attributes) == (
         "GreedyMaxMin",
-        {"plugin_namespace": b"divprune", "plugin_version": b"1", "num_kept": 5, "aot": 1},
+        {"plugin_namespace": b"divprune", "plugin_version": b"1", "max_tokens": 50, "aot": 1},
     )
     assert not any(node.op_type == "Loop" for node in plugin.graph.node)
 
@@ -107,12 +109,13 @@ def test_the_plugin_graph_selects_what_the_loop_selects(
     folder = target_dir(target) / "vision"
     pixels = np.random.default_rng(2).standard_normal((1, 3, 56, 56)).astype(np.float32)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    features, order, kept = session.run(None, {"pixel_values": pixels})
+    features, order, kept, cover = session.run(None, {"pixel_values": pixels})
     evaluator = ReferenceEvaluator(onnx.load(folder / "model.plugin.onnx"), new_ops=[GreedyMaxMin])
     found = evaluator.run(None, {"pixel_values": pixels})
     np.testing.assert_allclose(found[0], features, atol=1e-4)
     np.testing.assert_array_equal(found[1], order)
     np.testing.assert_allclose(found[2], kept, atol=1e-4)
+    np.testing.assert_allclose(found[3], cover, atol=1e-5)
     assert found[1].dtype == np.int64
 
 
@@ -130,8 +133,9 @@ def test_the_selection_alone_has_the_plugin_too_and_is_the_same_work(
     feeds = {tensor.name: features}
     expected = onnxruntime.InferenceSession(folder / "selection.onnx").run(None, feeds)
     found = ReferenceEvaluator(alone, new_ops=[GreedyMaxMin]).run(None, feeds)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(found[2], expected[2], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.divprune import DivPrune, write_greedy_max_min
+from divprune.export.selection.similarity import GramWriter
 
 Floats = npt.NDArray[np.float32]
 Order = npt.NDArray[np.int64]
@@ -44,7 +45,7 @@ def features_model(
 def greedy_model(num_tokens: int, num_kept: int) -> onnx.ModelProto:
     gram = ir.val("gram", ir.DataType.FLOAT, [num_tokens, num_tokens])
     op = GraphWriter()
-    order = write_greedy_max_min(op, gram, num_tokens, num_kept)
+    order, _ = write_greedy_max_min(op, GramWriter(gram), num_tokens, num_kept)
     return ir.to_proto(_model(op, gram, order))
 
 

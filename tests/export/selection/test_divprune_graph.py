@@ -12,7 +12,6 @@ from tests.export.selection.graphs import (
     features_model,
     graph_greedy,
     graph_select,
-    greedy_model,
     session,
 )
 
@@ -48,7 +47,7 @@ def test_loop_state_has_rank_two_as_tensorrt_wants() -> None:
     body = _loop_body(features_model(20, 8, 5))
     states = [*body.input[2:], *body.output[1:]]
     shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in states]
-    assert shapes == [[1, 20], [1, 1], [1, 20], [1, 1], [1, 1]]
+    assert shapes == [[1, 20], [1, 1], [1, 20], [1, 1], [1, 1], [1, 1]]
 
 
 def test_no_op_with_an_unspecified_tie_rule_is_used() -> None:
@@ -59,10 +58,6 @@ def test_no_op_with_an_unspecified_tie_rule_is_used() -> None:
 def test_constants_grow_with_n_and_not_with_its_square() -> None:
     sizes = [int(np.prod(tensor.dims)) for tensor in features_model(300, 8, 30).graph.initializer]
     assert max(sizes) == 300
-
-
-def test_one_kept_token_needs_no_loop() -> None:
-    assert "Loop" not in {node.op_type for node in greedy_model(20, 1).graph.node}
 
 
 def test_opset_17_needs_only_the_axes_of_two_nodes_as_attributes() -> None:

@@ -130,6 +130,7 @@ def test_inputs_and_outputs_are_those_of_the_contract(
         ("image_features", feature, [NUM_TOKENS, HIDDEN]),
         ("selection_order", "tensor(int64)", [num_kept]),
         ("selected_features", feature, [num_kept, HIDDEN]),
+        ("selection_cover", "tensor(float)", [num_kept]),
     ]
 
 
@@ -218,9 +219,10 @@ def test_the_selection_alone_is_the_one_behind_the_tower(
         )
         save_graph(selection, tmp_path / "selection.onnx", "writing", Progress(bars=False))
         session = open_session(tmp_path / "selection.onnx")
-        order, kept = session.run(None, {"image_features": outputs["image_features"]})
+        order, kept, cover = session.run(None, {"image_features": outputs["image_features"]})
         np.testing.assert_array_equal(order, outputs["selection_order"])
         np.testing.assert_array_equal(kept, outputs["selected_features"])
+        np.testing.assert_allclose(cover, outputs["selection_cover"], atol=1e-6)
         assert kept.dtype == outputs["image_features"].dtype
 
 
