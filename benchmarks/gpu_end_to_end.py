@@ -114,7 +114,7 @@ def make_contestants(
     def run_ours(keep: float) -> dict:
         tokens = arguments.max_new_tokens
         generation = pipeline.generate(
-            image, QUESTION, keep=keep, max_new_tokens=tokens, ignore_eos=True
+            image, QUESTION, keep=keep, max_new_tokens=tokens, ignore_eos=True, reuse=False
         )
         result = generation.result
         times = result.timings

@@ -201,7 +201,7 @@ def first_logits(item, data):
     pictures = {image: pipeline.encode_image(image) for image in {s.image for s in samples}}
     for sample in samples:
         picture = pictures[sample.image]
-        list(pipeline.generate(picture, sample.question, keep=1.0, max_new_tokens=1))
+        list(pipeline.generate(picture, sample.question, keep=1.0, max_new_tokens=1, reuse=False))
         rows.append(listener.latest.astype(np.float64).ravel())
     return label, np.array(rows)
 

@@ -168,7 +168,9 @@ def measure(points, pipelines, questions, seconds):
         taken = {point: [] for point in points}
         for point in turns:
             keep = None if point.keep == NO_KEEP else point.keep
-            answer = pipelines[point].generate(picture, question, keep=keep, max_new_tokens=1)
+            answer = pipelines[point].generate(
+                picture, question, keep=keep, max_new_tokens=1, reuse=False
+            )
             taken[point].append(answer.result.timings.to_dict()["ttft"])
         if end is None:  # the first round warms up
             end = time.monotonic() + seconds

@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml
 
-from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.errors import DivPruneError, OptionError
+from divprune.runtime.families import family_names, read_dimensions
 
 __all__ = [
-    "FAMILIES",
     "Preset",
     "list_presets",
     "load_preset",
@@ -21,7 +20,6 @@ __all__ = [
     "suggest_preset",
 ]
 
-FAMILIES = ("llava",)
 _MODELS = Path(__file__).parent / "models"
 
 
@@ -58,7 +56,8 @@ class Preset:
             value = getattr(self, field)
             _check(isinstance(value, str), self.name, field, "text", value)
         _check(self.hub_id.count("/") == 1, self.name, "hub_id", "org/name", self.hub_id)
-        _check(self.family in FAMILIES, self.name, "family", ", ".join(FAMILIES), self.family)
+        known = family_names()
+        _check(self.family in known, self.name, "family", ", ".join(known), self.family)
         _check("{question}" in self.prompt, self.name, "prompt", "{question} in it", self.prompt)
         for field in ("image_size", "patch_size", "num_image_tokens"):
             value = getattr(self, field)

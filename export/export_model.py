@@ -5,12 +5,12 @@ checkpoint ─► vision graph ─► LLM graph ─► host files ─► self-ch
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
 
 import onnx_ir as ir
+from PIL import Image
 
 from divprune.export.checkpoint.source import resolve_model
 from divprune.export.decoder.graph import write_decoder
@@ -28,10 +28,10 @@ from divprune.export.selection.in_llm_graph import write_in_llm_selection
 from divprune.export.verify import check_onnxruntime, verify_export
 from divprune.export.vision.graphs import write_vision_graphs
 from divprune.runtime.directory.manifest import GraphSpec
-from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.errors import OptionError, UnsupportedError
 from divprune.runtime.generation.generation_config import load_eos_token_ids
 from divprune.runtime.inputs.chat_template import ChatTemplate
-from divprune.runtime.inputs.image_processor import ImageProcessor
+from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.prompt import build_prompt
 from divprune.runtime.inputs.tokenization import TextTokenizer
 from divprune.runtime.memory import peak_rss
@@ -69,7 +69,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
             check_onnxruntime(plan.dialect)
         check_free_space(directory, plan.estimated_bytes())
         # The cheap files before the large ones: a prompt that cannot work shows in seconds.
-        write_host_files(plan.checkpoint.path, directory, plan.checkpoint.config)
+        write_host_files(plan.checkpoint.path, directory, plan.checkpoint.config, plan.tokenizer)
         prompt_text_tokens = _check_prompt(plan, directory)
         _check_room(plan, prompt_text_tokens)
         graphs = _write_graphs(plan, directory, progress)
@@ -122,34 +122,34 @@ def _save(
 
 
 def _check_nothing_left_out(plan: ExportPlan) -> None:
-    """A decoder tensor that no graph used is a feature that no graph has."""
-    names = (n for n in plan.tensor_names if n.startswith(("language_model.", "lm_head.")))
-    unused = plan.weights.unused(names)
+    """A tensor that no graph used is a feature that no graph has."""
+    may_stay = tuple(plan.family.unused_tensors())
+    unused = [
+        name for name in plan.weights.unused(plan.tensor_names) if not name.startswith(may_stay)
+    ]
     if unused:
         raise UnsupportedError(
-            "the text model has weights that the LLM graph does not know",
-            expected="every tensor of the decoder used",
+            "the checkpoint has weights that no graph knows",
+            expected="every tensor used",
             found=", ".join(unused[:5]) + (" ..." if len(unused) > 5 else ""),
         )
 
 
 def _check_prompt(plan: ExportPlan, directory: Path) -> int:
-    """Make a prompt the way the runtime will; returns its length without the image."""
+    """Make a prompt the way the runtime will; its length without visual tokens."""
     load_eos_token_ids(directory / "generation_config.json")
     tokenizer = TextTokenizer.from_dir(directory)
     source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    template = ChatTemplate(source, tokenizer.special_tokens)
-    prompt = build_prompt("Describe the image.", 1, template, tokenizer, plan.family.image_token_id)
-    processor = ImageProcessor.from_config(
-        json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+    picture = plan.runtime_family.prepare_image(Image.new("RGB", (640, 480)))
+    prompt = build_prompt(
+        read_messages(question("Describe the image.", [b"picture"])),
+        [picture],
+        plan.runtime_family.placeholders,
+        ChatTemplate(source, tokenizer.special_tokens),
+        tokenizer,
+        [each for each in (plan.family.image_token_id, plan.family.video_token_id) if each],
     )
-    if processor.size != plan.family.image_size:
-        raise CheckpointError(
-            "image processor and vision tower do not fit each other",
-            expected=f"pictures of {plan.family.image_size} (height, width), from config.json",
-            found=f"{processor.size}, from preprocessor_config.json",
-        )
-    return len(prompt.ids) - 1
+    return prompt.num_text_tokens
 
 
 def _check_room(plan: ExportPlan, prompt_text_tokens: int) -> None:

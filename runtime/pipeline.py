@@ -1,39 +1,45 @@
-"""From pictures and a question to text: vision graph, selection, language model."""
+"""From a conversation with pictures to text: vision graph, selection, language model."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import count as count_from
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from divprune.runtime.backends import load_backend
 from divprune.runtime.directory.engine_directory import EngineDirectory
+from divprune.runtime.directory.keep import parse_keep
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError, OptionError
+from divprune.runtime.families import Prepared, load_family
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.encoded_image import EncodedImage
 from divprune.runtime.generation.generation import Generation, Prefill
 from divprune.runtime.generation.generation_config import load_eos_token_ids
-from divprune.runtime.generation.kept_tokens import KeptTokens, resolve_keep, take_kept
-from divprune.runtime.generation.merge import position_ids, splice
+from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens, take_kept
+from divprune.runtime.generation.media_encoder import MediaEncoder, PreparedMedium
+from divprune.runtime.generation.merge import splice, splice_planes
+from divprune.runtime.generation.picture_cache import PictureCache
+from divprune.runtime.generation.prefix import CachedRows, row_keys
 from divprune.runtime.generation.result import ImageResult
+from divprune.runtime.generation.rows import PromptRows, prune_prompt
 from divprune.runtime.generation.sampling import Sampler, SamplingOptions
+from divprune.runtime.generation.stopwatch import Stopwatch
 from divprune.runtime.inputs.chat_template import ChatTemplate
-from divprune.runtime.inputs.image_loading import load_image
-from divprune.runtime.inputs.image_processor import ImageProcessor
-from divprune.runtime.inputs.prompt import build_prompt, expand_prompt
+from divprune.runtime.inputs.messages import Medium, question, read_messages
+from divprune.runtime.inputs.prompt import Prompt, build_prompt
 from divprune.runtime.inputs.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from divprune.runtime.backends import Backend, ImageFeatures, Logits
+    from divprune.runtime.backends import Backend, Logits
+    from divprune.runtime.directory.keep import AutoKeep
+    from divprune.runtime.inputs.messages import Conversation
 
     Picture = str | Path | bytes | Image.Image
     EncodedOrPicture = Picture | EncodedImage
@@ -41,33 +47,43 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "as_pictures"]
 
 _GREEDY = SamplingOptions()
+_PICTURE_CACHE_BYTES = 256 << 20
 
 
 class Pipeline:
-    """An engine directory, loaded: answers questions about pictures.
+    """An engine directory, loaded: holds conversations about pictures.
 
     One pipeline has one KV cache, so one answer is made at a time: starting the next ends
-    the one before.
+    the one before. Whatever a prompt shares with what the cache holds (the same tokens, and the
+    same kept tokens of the same pictures) is not computed again.
 
     Args:
         directory: An opened, verified engine directory.
         backend: What runs its graphs.
+        picture_cache_bytes: Room for the features of pictures that were encoded before.
     """
 
-    def __init__(self, directory: EngineDirectory, backend: Backend) -> None:
+    def __init__(
+        self,
+        directory: EngineDirectory,
+        backend: Backend,
+        *,
+        picture_cache_bytes: int = _PICTURE_CACHE_BYTES,
+    ) -> None:
         self.manifest = directory.manifest
         self.backend = backend
+        self.family = load_family(directory)
         self._tokenizer = TextTokenizer.from_dir(directory.path)
         self._template = ChatTemplate(
             directory.file("chat_template.jinja").read_text(encoding="utf-8"),
             self._tokenizer.special_tokens,
         )
-        self._processor = ImageProcessor.from_config(
-            json.loads(directory.file("preprocessor_config.json").read_text(encoding="utf-8"))
+        self._encoder = MediaEncoder(
+            self.manifest, self.family, backend, PictureCache(picture_cache_bytes)
         )
         self._eos_token_ids = load_eos_token_ids(directory.file("generation_config.json"))
         self._table = EmbeddingTable(directory.file("embed_tokens.safetensors"))
-        self._image_token_id = self.manifest.model.image_token_id
+        self._cached = CachedRows()
         self._turn = 0
         self._check_parts()
 
@@ -110,80 +126,98 @@ class Pipeline:
         )
         return cls(directory, loaded)
 
-    def generate(
+    def chat(
         self,
-        images: EncodedOrPicture | Sequence[EncodedOrPicture],
-        prompt: str,
+        messages: Sequence[Mapping[str, Any]],
         *,
-        keep: float | None = None,
+        keep: float | str | AutoKeep | None = None,
         max_new_tokens: int = 128,
         sampling: SamplingOptions = _GREEDY,
         ignore_eos: bool = False,
+        num_frames: int | None = None,
+        reuse: bool = True,
+        scope: Hashable = None,
     ) -> Generation:
-        """Answer ``prompt`` about one or several pictures, each pruned on its own.
+        """Answer the last message of a conversation.
 
-        Everything up to the choice of the first token is done before this returns.
+        Everything up to the choice of the first token is done before this returns. Pictures and
+        videos are pruned each on its own.
 
         Args:
-            images: A path, URL, ``-`` for standard input, bytes, PIL image, what
-                ``encode_image`` made of one, or several.
-            prompt: The question.
-            keep: Fraction of visual tokens to keep; None keeps what the export chose.
+            messages: Roles and contents as in OpenAI's chat API (`inputs.messages` has the
+                forms); a text alone is a conversation too.
+            keep: Fraction of visual tokens to keep, or ``auto:C`` to keep as few as leave no
+                dropped token less similar than C to a kept one; None keeps what the export
+                chose.
             max_new_tokens: Upper limit of the answer.
             sampling: How tokens are chosen; greedy by default.
             ignore_eos: Go on to the limit whatever is chosen, as a measurement may want.
+            num_frames: Frames to take of a video; None leaves it to the family.
+            reuse: False computes everything anew, as a measurement wants.
+            scope: Cached rows and pictures are shared only between calls of the same scope.
 
         Returns:
             An iterator of text pieces; its ``result`` is a ``GenerationResult``.
 
         Raises:
-            OptionError: for a ``keep`` this directory cannot serve, no picture, no new token.
-            ImageError: if a picture cannot be read.
-            PromptError: if the prompt does not fit.
+            PromptError: if messages have another form, or the prompt does not fit.
+            OptionError: for a ``keep`` this directory cannot serve, or no new token.
+            ImageError: if a picture or video cannot be read.
             NumericalError: if a graph produced a NaN or Inf.
         """
-        count = resolve_keep(self.manifest, keep)
+        conversation = read_messages(messages)
+        rule = KeepRule.of(self.manifest, None if keep is None else parse_keep(keep))
         validate_max_new_tokens(max_new_tokens)
-        pictures = [_opened(picture) for picture in as_pictures(images)]
         sampler = Sampler(sampling)
+        if not reuse:
+            self.forget()
+        opened = [self._encoder.open(medium, num_frames) for medium in conversation.media]
         clock = Stopwatch()
-        pixel_values = [self._pixel_values(picture) for picture in pictures]
-        inside = self.manifest.selector.inside_llm
-        # Inside the LLM every token enters; the front layers process all of them.
-        fed = self.manifest.selector.num_image_tokens if inside else count
-        ids = self._tokenize(prompt, len(pictures), fed)
-        limit = answer_limit(
-            self.manifest,
-            max_new_tokens=max_new_tokens,
-            prompt_tokens=len(ids),
-            num_images=len(pictures),
-            num_kept=fed,
+        media = [
+            self._encoder.prepare(each, num_media=len(opened), num_frames=num_frames, scope=scope)
+            for each in opened
+        ]
+        prompt, positions, next_position = self._number(
+            self._write(conversation, [each.prepared for each in media]),
+            [each.prepared for each in media],
         )
+        self._check_fits(prompt, media, rule)
         clock.lap("preprocess")
-        kept = [take_kept(self._features(pixels), fed) for pixels in pixel_values]
+        # Inside the LLM every token enters; the front layers process all of them.
+        inside = self.manifest.selector.inside_llm
+        kept = [self._encode(each, rule, everything=inside) for each in media]
         clock.lap("vision")
-        _add_earlier_time(clock.laps, pictures)
-        embeds = splice(ids, kept, self._table, self._image_token_id)
-        positions, next_position = position_ids(
-            ids, kept, self._image_token_id, self.manifest.selector.positions
+        _add_earlier_time(clock.laps, media)
+        rows = prune_prompt(
+            prompt,
+            [each.indices for each in kept],
+            positions,
+            next_position,
+            self.manifest.selector.positions,
         )
-        clock.lap("merge")
-        step = self._start_sequence(next_position)
-        selection_ms = None
-        if fed == count:
-            logits = self.backend.forward(embeds, positions)
+        limit = self._answer_limit(rows, max_new_tokens)
+        digests = [each.digest for each in media]
+        keys = row_keys(rows, digests, [each.indices.tolist() for each in kept], scope)
+        if inside and media:
+            cached, step, first, kept, selection_ms = self._prefill_pruned(
+                rows, kept, rule, sampler, clock
+            )
         else:
-            first_slots = self._first_slots(ids, fed)
-            pruned = self.backend.prefill_pruned(embeds, positions, first_slots, count)
-            logits, selection_ms = pruned.logits, pruned.selection_ms
-            kept = [
-                _chosen(all_of_it, order)
-                for all_of_it, order in zip(kept, pruned.orders, strict=True)
-            ]
-        clock.lap("prefill")
-        first_token = sampler(logits)
-        clock.lap("first_sample")
-        prefill = self._describe(kept, len(ids), first_token, clock.laps, selection_ms)
+            cached, step, first = self._prefill(rows, kept, keys, sampler, clock, scope)
+            selection_ms = None
+        prefill = Prefill(
+            images=tuple(
+                _image_result(each, medium, len(media))
+                for each, medium in zip(kept, media, strict=True)
+            ),
+            prompt_tokens=len(rows),
+            cached_tokens=cached,
+            first_token=first,
+            laps=clock.laps,
+            selection_ms=selection_ms,
+            kv_cache=self.manifest.kv_cache_bytes,
+            backend=self.backend.name,
+        )
         return Generation(
             prefill,
             step=step,
@@ -192,6 +226,25 @@ class Pipeline:
             eos_token_ids=() if ignore_eos else self._eos_token_ids,
             limit=limit,
         )
+
+    def generate(
+        self,
+        images: EncodedOrPicture | Sequence[EncodedOrPicture],
+        prompt: str,
+        **options: Any,
+    ) -> Generation:
+        """Answer ``prompt`` about one or several pictures: a short form of ``chat``.
+
+        Args:
+            images: A path, URL, ``-`` for standard input, bytes, PIL image, what
+                ``encode_image`` made of one, or several.
+            prompt: The question.
+            options: Those of ``chat``.
+
+        Raises:
+            OptionError: if there is no picture; otherwise as ``chat``.
+        """
+        return self.chat(question(prompt, as_pictures(images)), **options)
 
     def draw_overlay(
         self, image: Picture, pruning: ImageResult, *, numbers: bool = False
@@ -204,21 +257,23 @@ class Pipeline:
             numbers: Number the patches in the order of selection, from 1.
 
         Returns:
-            The picture in RGB, kept patches bright and the rest dimmed.
+            The picture in RGB, kept patches bright and the rest dimmed; a panel each for views
+            that overlap.
 
         Raises:
             ImageError: if the picture cannot be read.
             OptionError: if ``numbers`` are asked for where nothing was selected.
             UnsupportedError: if it is not known where in the picture a token lies.
         """
-        from divprune.runtime.generation.overlay import PatchGrid, draw_overlay, nothing_to_number
+        from divprune.runtime.generation.overlay import draw_overlay, nothing_to_number
+        from divprune.runtime.inputs.image_loading import load_image
 
         if numbers and pruning.selection_order is None:
             raise nothing_to_number()
+        picture = load_image(image)
         return draw_overlay(
-            load_image(image),
-            self._processor,
-            PatchGrid.derive(pruning.num_image_tokens, self._processor.size),
+            picture,
+            self.family.prepare_image(picture, pruning.num_media).token_map(),
             pruning.kept_indices,
             pruning.selection_order if numbers else None,
         )
@@ -226,10 +281,14 @@ class Pipeline:
     def count_text_tokens(self, prompt: str, num_images: int = 1) -> int:
         """Tokens of ``prompt`` around the pictures, with what the chat template adds.
 
+        Separators inside a picture are not counted: how many there are depends on its size.
+
         Raises:
             PromptError: if the prompt cannot be built.
         """
-        return len(self._tokenize(prompt, num_images, 1)) - num_images
+        stand_in = _StandIn(self.family.placeholders["image"])
+        conversation = read_messages(question(prompt, ["picture"] * num_images))
+        return self._write(conversation, [stand_in] * num_images).num_text_tokens
 
     def encode_image(self, image: Picture) -> EncodedImage:
         """Put a picture through the vision graph once; ``generate`` takes the result as a picture.
@@ -239,13 +298,7 @@ class Pipeline:
         Raises:
             ImageError: if the picture cannot be read.
         """
-        picture = load_image(image)
-        clock = Stopwatch()
-        pixels = self._processor(picture)
-        clock.lap("preprocess")
-        features = self.backend.encode_image(pixels)
-        clock.lap("vision")
-        return EncodedImage(features, clock.laps["preprocess"], clock.laps["vision"])
+        return self._encoder.encode_alone(self._encoder.open(Medium("image", image, "image")))
 
     def image_features(self, image: Picture) -> NDArray[np.floating]:
         """Features [N, hidden] of all tokens of a picture, as the selection sees them.
@@ -258,69 +311,144 @@ class Pipeline:
         features = self.encode_image(image).features
         return features.rows_behind(self.manifest.selector.num_kept)
 
-    def _pixel_values(
-        self, picture: Image.Image | EncodedImage
-    ) -> NDArray[np.float32] | ImageFeatures:
-        if isinstance(picture, EncodedImage):
-            return picture.features
-        return self._processor(picture)
+    def forget(self) -> None:
+        """Drop cached rows and pictures: the next answer computes everything."""
+        self._cached.clear()
+        self._encoder.cache.clear()
 
-    def _features(self, pixels: NDArray[np.float32] | ImageFeatures) -> ImageFeatures:
-        return self.backend.encode_image(pixels) if isinstance(pixels, np.ndarray) else pixels
-
-    def _tokenize(self, question: str, num_images: int, count: int) -> NDArray[np.int64]:
-        prompt = build_prompt(
-            question, num_images, self._template, self._tokenizer, self._image_token_id
+    def _write(self, conversation: Conversation, media: Sequence[Prepared | _StandIn]) -> Prompt:
+        return build_prompt(
+            conversation,
+            media,
+            self.family.placeholders,
+            self._template,
+            self._tokenizer,
+            self.manifest.model.visual_token_ids,
         )
-        return expand_prompt(prompt, [count] * num_images, self._image_token_id)
 
-    def _first_slots(self, ids: NDArray[np.int64], count: int) -> list[int]:
-        """Row of the first visual token of each picture, of which ``count`` are in ``ids``."""
-        rows: list[int] = np.flatnonzero(ids == self._image_token_id)[::count].tolist()
-        return rows
+    def _number(
+        self, prompt: Prompt, media: Sequence[Prepared]
+    ) -> tuple[Prompt, NDArray[np.int64], int]:
+        """The prompt with the positions [axes, L] of its rows and that of the answer."""
+        return (prompt, *self.family.positions(prompt.is_visual, media))
 
-    def _start_sequence(self, next_position: int) -> Callable[[int], NDArray[np.float32] | Logits]:
-        """Empty the cache; the function that feeds one token of the new sequence after it."""
-        self.backend.reset()
+    def _check_fits(self, prompt: Prompt, media: Sequence[PreparedMedium], rule: KeepRule) -> None:
+        """Refuse a prompt that is too long before the vision graph runs, where that is known."""
+        counts = [rule.count(each.prepared.num_tokens) for each in media]
+        if isinstance(rule.keep, float) or rule.keep is None:
+            inside = self.manifest.selector.inside_llm
+            visual = int(prompt.is_visual.sum()) if inside else sum(counts)
+            total = prompt.num_text_tokens + visual
+            answer_limit(
+                self.manifest,
+                max_new_tokens=1,
+                prompt_tokens=total,
+                num_visual=visual,
+                next_position=total,
+            )
+
+    def _encode(self, medium: PreparedMedium, rule: KeepRule, *, everything: bool) -> KeptTokens:
+        features = self._encoder.encode(medium)
+        total = medium.prepared.num_tokens
+        return take_kept(features, total if everything else rule.count(total, features.cover))
+
+    def _answer_limit(self, rows: PromptRows, max_new_tokens: int) -> int:
+        return answer_limit(
+            self.manifest,
+            max_new_tokens=max_new_tokens,
+            prompt_tokens=len(rows),
+            num_visual=int(rows.is_visual.sum()),
+            next_position=rows.next_position,
+        )
+
+    def _prefill(
+        self,
+        rows: PromptRows,
+        kept: Sequence[KeptTokens],
+        keys: Sequence[tuple[Hashable, ...]],
+        sampler: Sampler,
+        clock: Stopwatch,
+        scope: Hashable,
+    ) -> tuple[int, Callable[[int], NDArray[np.float32] | Logits], int]:
+        """Prefill what the cache lacks; rows it had, the step after, and the first token."""
+        wanted = self._cached.match(keys, [span.tolist() for span in rows.spans])
+        self._cached.clear()  # until everything has worked
+        start, step = self._start_sequence(rows.next_position, wanted, scope)
+        left = [each for each, span in zip(kept, rows.spans, strict=True) if span[0] >= start]
+        is_visual = rows.is_visual[start:]
+        features = [each.features for each in left]
+        embeds = splice(rows.ids[start:], is_visual, features, self._table)
+        planes = splice_planes(is_visual, [each.planes for each in left])
+        clock.lap("merge")
+        position_ids = _batched(rows.positions[:, start:])
+        logits = self.backend.forward(embeds, position_ids, planes)
+        clock.lap("prefill")
+        first = sampler(logits)
+        clock.lap("first_sample")
+        self._cached.set(keys)
+        return start, step, first
+
+    def _prefill_pruned(
+        self,
+        rows: PromptRows,
+        kept: Sequence[KeptTokens],
+        rule: KeepRule,
+        sampler: Sampler,
+        clock: Stopwatch,
+    ) -> tuple[int, Callable[[int], NDArray[np.float32] | Logits], int, list[KeptTokens], float]:
+        """Prefill through a selection inside the LLM, which depends on the question.
+
+        So nothing of an earlier prompt can be taken from the caches behind it.
+        """
+        self._cached.clear()
+        _, step = self._start_sequence(rows.next_position, 0, None)
+        features = [each.features for each in kept]
+        embeds = splice(rows.ids, rows.is_visual, features, self._table)
+        clock.lap("merge")
+        counts = {rule.count(each.num_image_tokens) for each in kept}
+        (count,) = counts  # these selectors have a fixed N
+        position_ids = _batched(rows.positions)
+        if count == kept[0].num_image_tokens:
+            logits, selection_ms = self.backend.forward(embeds, position_ids), None
+        else:
+            pruned = self.backend.prefill_pruned(embeds, position_ids, rows.spans, count)
+            logits, selection_ms = pruned.logits, pruned.selection_ms
+            kept = [_chosen(all_, order) for all_, order in zip(kept, pruned.orders, strict=True)]
+        clock.lap("prefill")
+        first = sampler(logits)
+        clock.lap("first_sample")
+        return 0, step, first, list(kept), cast("float", selection_ms)
+
+    def _start_sequence(
+        self, next_position: int, wanted: int, scope: Hashable
+    ) -> tuple[int, Callable[[int], NDArray[np.float32] | Logits]]:
+        """Keep the first rows of the cache; how many were kept, and what feeds a token.
+
+        The function feeds one token of the new sequence behind its prompt.
+        """
+        start = self.backend.reset(wanted)
         self._turn += 1
         turn, positions = self._turn, count_from(next_position)
+        axes = self.manifest.model.position_axes
 
         def step(token: int) -> NDArray[np.float32] | Logits:
             if turn != self._turn:
                 raise RuntimeError("this pipeline has started another generation since")
             embeds = self._table.rows([token])[np.newaxis]
-            return self.backend.forward(embeds, np.array([[next(positions)]], np.int64))
+            position = next(positions)
+            logits = self.backend.forward(embeds, _batched(np.full((axes, 1), position, np.int64)))
+            self._cached.append(token, (position,) * axes, scope)
+            return logits
 
-        return step
-
-    def _describe(
-        self,
-        kept: Sequence[KeptTokens],
-        rows: int,
-        first_token: int,
-        laps: dict[str, float],
-        selection_ms: float | None,
-    ) -> Prefill:
-        return Prefill(
-            images=tuple(map(_image_result, kept)),
-            prompt_tokens=rows,
-            first_token=first_token,
-            laps=laps,
-            selection_ms=selection_ms,
-            kv_cache=self.manifest.kv_cache_bytes,
-            backend=self.backend.name,
-        )
+        return start, step
 
     def _check_parts(self) -> None:
         """Refuse files that are each valid, but of different models."""
-        names = (self.manifest.llm_graphs[0], "vision")
-        llm, vision = (self.manifest.graphs[name].inputs for name in names)
-        embeds = next(tensor for tensor in llm if tensor.name == "inputs_embeds")
+        embeds = self.manifest.graphs[self.manifest.llm_graphs[0]].inputs[0]
         table = self._table
         for what, expected, found in (
             ("embedding type", embeds.dtype, table.dtype.name),
             ("embedding size", self.manifest.model.hidden_size, table.hidden_size),
-            ("picture size", vision[0].shape[-2:], self._processor.size),
         ):
             if expected != found:
                 raise EngineDirectoryError(
@@ -329,6 +457,22 @@ class Pipeline:
                     found=found,
                     fix="export the model again with divprune-export",
                 )
+
+
+class _StandIn:
+    """A picture of one visual token, where only the text around it counts."""
+
+    kind: Literal["image"] = "image"
+    runs = (1,)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _batched(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions [axes, S] as the LLM graphs take them: [1, S], or [3, 1, S]."""
+    positions = np.ascontiguousarray(positions)
+    return positions if len(positions) == 1 else positions[:, np.newaxis]
 
 
 def as_pictures(
@@ -348,18 +492,12 @@ def as_pictures(
     return pictures
 
 
-def _opened(picture: EncodedOrPicture) -> Image.Image | EncodedImage:
-    return picture if isinstance(picture, EncodedImage) else load_image(picture)
-
-
-def _add_earlier_time(
-    laps: dict[str, float], pictures: Sequence[Image.Image | EncodedImage]
-) -> None:
+def _add_earlier_time(laps: dict[str, float], media: Sequence[PreparedMedium]) -> None:
     """Count what encoding took as part of this answer, whenever it was done."""
-    for picture in pictures:
-        if isinstance(picture, EncodedImage):
-            laps["preprocess"] += picture.preprocess_ms
-            laps["vision"] += picture.vision_ms
+    for medium in media:
+        if medium.encoded is not None:
+            laps["preprocess"] += medium.encoded.preprocess_ms
+            laps["vision"] += medium.encoded.vision_ms
 
 
 def _chosen(tokens: KeptTokens, order: NDArray[np.int64]) -> KeptTokens:
@@ -368,20 +506,15 @@ def _chosen(tokens: KeptTokens, order: NDArray[np.int64]) -> KeptTokens:
     return KeptTokens(indices, tokens.features[indices], tokens.num_image_tokens, order)
 
 
-def _image_result(kept: KeptTokens) -> ImageResult:
+def _image_result(kept: KeptTokens, medium: PreparedMedium, num_media: int) -> ImageResult:
     order = None if kept.order is None else tuple(kept.order.tolist())
-    return ImageResult(tuple(kept.indices.tolist()), kept.num_image_tokens, order)
-
-
-class Stopwatch:
-    """Milliseconds between one lap and the next."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Record the time since the last lap."""
-        now = perf_counter()
-        self.laps[name] = (now - self._last) * 1000
-        self._last = now
+    prepared = medium.prepared
+    return ImageResult(
+        tuple(kept.indices.tolist()),
+        kept.num_image_tokens,
+        order,
+        kind=prepared.kind,
+        cover=kept.cover,
+        note=prepared.note,
+        num_media=num_media,
+    )

@@ -204,7 +204,9 @@ def write_tiny_checkpoint(path: Path, spec_name: str) -> Path:
     """Write the checkpoint of ``TINY_CHECKPOINTS[spec_name]`` (float32) to ``path``."""
     from transformers import LlavaForConditionalGeneration
 
-    from divprune.export.checkpoint.checkpoint import canonical_name
+    from divprune.export.families.llava import LlavaFamily
+
+    canonical_name = LlavaFamily.canonical_name
 
     spec = TINY_CHECKPOINTS[spec_name]
     config = tiny_config(spec)

@@ -31,6 +31,7 @@ def main() -> None:
             keep=keeps[image_tokens],
             max_new_tokens=new_tokens,
             ignore_eos=True,
+            reuse=False,
         )
         result = generation.result
         times = result.timings

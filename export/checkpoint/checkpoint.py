@@ -1,9 +1,8 @@
-"""Read a LLaVA checkpoint: its config, and its tensors one at a time.
+"""Read a checkpoint: its config, and its tensors one at a time.
 
-Three key layouts are in the wild: that of the llava-hf repositories, that of transformers 4.52
-to 4.57 and that of transformers 5. Everything here goes by one *canonical* name a tensor:
-``language_model.layers.0…``, ``language_model.embed_tokens.weight``, ``lm_head.weight``,
-``vision_tower.…``, ``multi_modal_projector.linear_1.weight``.
+Several key layouts are in the wild. Everything here goes by one *canonical* name a tensor, which
+the family knows; those of the decoder are the same in all families: ``language_model.layers.0…``,
+``language_model.embed_tokens.weight``, ``language_model.norm.weight``, ``lm_head.weight``.
 """
 
 from __future__ import annotations
@@ -30,18 +29,17 @@ from divprune.export.checkpoint.tensor_file import (
     read_tensor,
     stored_tensors,
 )
-from divprune.export.families.llava import check_architecture
+from divprune.export.families import Family, class_of, family_class
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlavaConfig
+    from transformers import PreTrainedConfig
 
 __all__ = [
     "EMBEDDINGS",
     "LM_HEAD",
     "Checkpoint",
-    "canonical_name",
     "expected_tensors",
     "load_config",
 ]
@@ -49,26 +47,12 @@ __all__ = [
 EMBEDDINGS = "language_model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
-_RENAMES = (
-    ("model.", ""),
-    ("language_model.model.", "language_model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("vision_tower.vision_model.", "vision_tower."),
-)
 # Buffers that older transformers saved; every version since computes them.
 _COMPUTED = re.compile(r"\.(embeddings\.position_ids|rotary_emb\.inv_freq)$")
 _SHOWN = 5
 
 
-def canonical_name(key: str) -> str:
-    """The one name a tensor goes by, whatever layout ``key`` is from."""
-    for old, new in _RENAMES:
-        if key.startswith(old):
-            key = new + key[len(old) :]
-    return key
-
-
-def expected_tensors(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+def expected_tensors(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Canonical names and shapes of the model that transformers builds from ``config``.
 
     A tied ``lm_head.weight`` is left out: it is the embedding table.
@@ -79,6 +63,7 @@ def expected_tensors(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     auto_model: Any = transformers.AutoModelForImageTextToText
     with torch.device("meta"):
         model = auto_model.from_config(config)
+    canonical_name = class_of(config.model_type).canonical_name
     shapes = {canonical_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes[LM_HEAD]
@@ -91,12 +76,14 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        config: LlavaConfig,
+        family: type[Family],
+        config: PreTrainedConfig,
         tensors: Mapping[str, StoredTensor],
         packed_format: PackedFormat | None = None,
         adapter: Adapter | None = None,
     ) -> None:
         self.path = path
+        self.family = family
         self.config = config
         self._tensors = dict(tensors)
         self._packed = _packed_layers(self._tensors, packed_format)
@@ -112,19 +99,21 @@ class Checkpoint:
             CheckpointError: for a config or a weight file that is missing or damaged, for two
                 keys that mean the same tensor, and for packed weights that do not fit.
         """
+        content = read_json_object(path / "config.json")
+        family = family_class(content)
         config = load_config(path)
-        packed_format = read_packed_format(read_json_object(path / "config.json"))
+        packed_format = read_packed_format(content)
         tensors: dict[str, StoredTensor] = {}
         for file in weight_files(path):
             for tensor in _readable_tensors(file):
-                name = canonical_name(_unwrapped(tensor.key))
+                name = family.canonical_name(_unwrapped(tensor.key))
                 if _COMPUTED.search(name):
                     continue
                 if name in tensors:
                     raise _twice(name, tensors[name], tensor)
                 tensors[name] = tensor
-        adapter = Adapter.open(path, canonical_name)
-        checkpoint = cls(path, config, tensors, packed_format, adapter)
+        adapter = Adapter.open(path, family.canonical_name)
+        checkpoint = cls(path, family, config, tensors, packed_format, adapter)
         if config.tie_word_embeddings:
             checkpoint._resolve_tied_head()
         if adapter is not None:
@@ -245,24 +234,21 @@ class Checkpoint:
         return True
 
 
-def load_config(path: Path) -> LlavaConfig:
-    """Read config.json of a LLaVA checkpoint through transformers.
+def load_config(path: Path) -> PreTrainedConfig:
+    """Read config.json through transformers.
 
     Raises:
         CheckpointError: if it is missing or cannot be read.
-        UnsupportedError: naming the architecture.
     """
     from transformers import AutoConfig
 
     file = path / "config.json"
-    content = read_json_object(file)
-    check_architecture(content)
     try:
-        config: LlavaConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers lets errors of many libraries through
         raise CheckpointError(
             f"transformers cannot read {file}",
-            expected="the config of a LLaVA checkpoint",
+            expected="the config of a checkpoint as transformers saves it",
             found=f"{type(error).__name__}: {error}",
         ) from error
     return config

@@ -264,7 +264,7 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
 def _conversion_command(model: str) -> str:
     target = Path(model).name + "-safetensors"
     return (
-        'python -c "from transformers import AutoProcessor, LlavaForConditionalGeneration as M; '
+        'python -c "from transformers import AutoProcessor, AutoModelForImageTextToText as M; '
         f"M.from_pretrained({model!r}, dtype='auto').save_pretrained({target!r}); "
         f'AutoProcessor.from_pretrained({model!r}).save_pretrained({target!r})"'
     )

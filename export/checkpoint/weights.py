@@ -59,6 +59,10 @@ class WeightSource:
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
 
+    def canonical_name(self, key: str) -> str:
+        """The one name of a tensor or of a parameter of the family's modules."""
+        return self._checkpoint.family.canonical_name(key)
+
     def in_int8(self) -> WeightSource:
         """The same tensors with the linear layers of the decoder's blocks in 8 bits.
 

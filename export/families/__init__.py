@@ -1,93 +1,70 @@
-"""What differs between model families, one module a family.
+"""Model families at export: one module each, found by the ``model_type`` of config.json.
 
-A family turns a checkpoint's config into the module that makes image features and into the
-facts the rest of the exporter needs. Adding one means adding a module and a registry line.
+Packages add theirs through the entry point group ``divprune.export_families``: the name of the
+entry is the model type, what it points to is the family's class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+from typing import Any
 
-from divprune.export.families.llava import LlavaFamily
+from divprune.export.families.protocol import Family, VisionInput
 from divprune.runtime.errors import UnsupportedError
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig
+__all__ = ["ENTRY_POINTS", "Family", "VisionInput", "class_of", "family_class", "model_types"]
 
-__all__ = ["Family", "get_family"]
-
-
-class Family(Protocol):
-    """One model family, bound to one config."""
-
-    name: str
-
-    @property
-    def text_config(self) -> PreTrainedConfig:
-        """The config of the decoder."""
-        ...
-
-    @property
-    def vision_model(self) -> str:
-        """The kind of the vision tower, as transformers calls it."""
-        ...
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the pixels that the tower takes."""
-        ...
-
-    @property
-    def image_token_id(self) -> int:
-        """The token that stands for a picture in a prompt."""
-        ...
-
-    @property
-    def tied_head(self) -> bool:
-        """Whether the output layer is the embedding table."""
-        ...
-
-    @property
-    def patch_size(self) -> int:
-        """Side of the square patches that the tower cuts its input into, in pixels."""
-        ...
-
-    @property
-    def signals(self) -> frozenset[str]:
-        """Names of ``selection.SIGNALS`` that the tower can give."""
-        ...
-
-    def image_feature_module(
-        self, signals: Sequence[str] = (), image_size: tuple[int, int] | None = None
-    ) -> torch.nn.Module:
-        """A module without weights (meta device): pixel_values [1, 3, H, W] to [N, hidden].
-
-        With ``signals`` it returns a tuple: the features, then those. ``image_size`` gives the
-        tower for smaller pictures. Its parameter names become canonical tensor names through
-        ``divprune.export.checkpoint.checkpoint.canonical_name``.
-        """
-        ...
-
-    def projector_module(self) -> torch.nn.Module:
-        """What follows the tower, alone: rows [K, V] to [K, hidden]; the same parameter names."""
-        ...
+ENTRY_POINTS = "divprune.export_families"
+_SHARED = ("protocol", "tower_signals")
 
 
-def get_family(config: PreTrainedConfig) -> Family:
-    """The family of a config.
+def model_types() -> tuple[str, ...]:
+    """The model types of this version and of installed packages."""
+    names = (module.name for module in iter_modules(__path__))
+    ours = [name for name in names if not name.startswith("_") and name not in _SHARED]
+    others = [entry.name for entry in entry_points(group=ENTRY_POINTS)]
+    return tuple(sorted({*ours, *others}))
+
+
+def family_class(content: Mapping[str, Any]) -> type[Family]:
+    """The class for a checkpoint, whose ``config.json`` it has checked.
+
+    Args:
+        content: The content of ``config.json``.
 
     Raises:
-        UnsupportedError: listing the families that there are.
+        UnsupportedError: listing the families that there are, or naming the architecture.
     """
-    if config.model_type not in _FAMILIES:
+    kind = str(content.get("model_type"))
+    if kind not in model_types():
+        named = content.get("architectures") or [f"model type {content.get('model_type')}"]
+        found = ", ".join(map(str, named))
         raise UnsupportedError(
-            "models of this family cannot be exported yet",
-            expected="one of " + ", ".join(sorted(_FAMILIES)),
-            found=config.model_type,
+            f"the architecture {found} is not supported",
+            expected="a model type of " + ", ".join(model_types()) + ", as transformers saves it",
+            found=found,
+            fix=_conversion(found),
         )
-    return _FAMILIES[config.model_type](config)
+    family = class_of(kind)
+    family.check(content)
+    return family
 
 
-_FAMILIES: dict[str, Callable[[PreTrainedConfig], Family]] = {"llava": LlavaFamily}
+def class_of(kind: str) -> type[Family]:
+    """The class for one of ``model_types``."""
+    family: type[Family]
+    if kind in (module.name for module in iter_modules(__path__)):
+        family = import_module(f"{__name__}.{kind}").FAMILY
+    else:
+        (entry, *_) = (e for e in entry_points(group=ENTRY_POINTS) if e.name == kind)
+        family = entry.load()
+    return family
+
+
+def _conversion(found: str) -> str | None:
+    """What helps with a layout that transformers itself cannot read."""
+    hints = (class_of(kind).conversion_hints for kind in model_types())
+    return next((by_name[found] for by_name in hints if found in by_name), None)

@@ -4,64 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from divprune.export.families.tower_signals import (
-    NEED_CLASS_TOKEN,
-    TowerState,
-    compute_signal,
+from divprune.export.families._clip import (
+    LAYOUT,
+    check_clip_tower,
+    clip_signals,
+    clip_tower_info,
+    clip_unused,
+    projector_module,
 )
-from divprune.export.selection.protocol import SIGNALS
+from divprune.export.families.protocol import VisionInput
+from divprune.export.families.tower_signals import TowerState, compute_signal
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-__all__ = ["SUPPORTED_VISION_MODELS", "LlavaFamily", "check_architecture"]
+    from divprune.runtime.directory.manifest_records import TowerInfo
 
-SUPPORTED_VISION_MODELS = ("clip_vision_model", "siglip_vision_model")
-
+__all__ = ["FAMILY", "LlavaFamily"]
 
 # The llava-hf repositories carry the last two from before the class had its final name.
 _ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaForCausalLM", "LlamaForCausalLM")
-
-
-def check_architecture(content: Mapping[str, Any]) -> None:
-    """Check that config.json is that of a LLaVA as transformers saves it.
-
-    Raises:
-        UnsupportedError: naming the architecture.
-    """
-    architectures = content.get("architectures") or []
-    is_llava = content.get("model_type") == "llava"
-    has_parts = all(isinstance(content.get(f"{part}_config"), dict) for part in ("text", "vision"))
-    if is_llava and has_parts and all(name in _ARCHITECTURES for name in architectures):
-        return
-    found = ", ".join(map(str, architectures)) or f"model type {content.get('model_type')}"
-    original = "LlavaLlama" in found or "LlavaMistral" in found
-    raise UnsupportedError(
-        f"the architecture {found} is not supported",
-        expected="LlavaForConditionalGeneration as transformers saves it (LLaVA-1.5, "
-        "LLaVA-Interleave, BakLLaVA)",
-        found=found,
-        fix="use the llava-hf conversion, such as --model llava-1.5-7b" if original else None,
-    )
+_CONVERSIONS = dict.fromkeys(
+    ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"),
+    "use the llava-hf conversion, such as --model llava-1.5-7b",
+)
 
 
 class LlavaFamily:
     """``LlavaForConditionalGeneration`` as transformers saves it."""
 
-    name = "llava"
+    name: ClassVar[str] = "llava"
+    position_axes: ClassVar[int] = 1
+    positions: ClassVar[tuple[str, ...]] = ("contiguous", "original")
+    tower_prefix: ClassVar[str] = "vision_tower."
+    conversion_hints: ClassVar[Mapping[str, str]] = _CONVERSIONS
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self._config: Any = config
-        if self.vision_model not in SUPPORTED_VISION_MODELS:
-            raise UnsupportedError(
-                "the vision tower is of a kind that cannot be exported yet",
-                expected="one of " + ", ".join(SUPPORTED_VISION_MODELS),
-                found=self.vision_model,
-            )
+        check_clip_tower(config)
+
+    @staticmethod
+    def check(content: Mapping[str, Any]) -> None:
+        """Check that config.json is that of a LLaVA as transformers saves it."""
+        names = content.get("architectures") or []
+        parts = (f"{part}_config" for part in ("text", "vision"))
+        has_parts = all(isinstance(content.get(part), dict) for part in parts)
+        if has_parts and all(name in _ARCHITECTURES for name in names):
+            return
+        found = ", ".join(map(str, names)) or "no text_config or vision_config"
+        raise UnsupportedError(
+            f"the architecture {found} is not supported",
+            expected="LlavaForConditionalGeneration as transformers saves it (LLaVA-1.5, "
+            "LLaVA-Interleave, BakLLaVA)",
+            found=found,
+            fix=_CONVERSIONS.get(found),
+        )
+
+    @staticmethod
+    def canonical_name(key: str) -> str:
+        """Names of the llava-hf repositories, transformers 4.52 to 4.57, and 5."""
+        return LAYOUT.canonical_name(key)
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -75,15 +81,14 @@ class LlavaFamily:
         return str(self._config.vision_config.model_type)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the pixels that the tower takes."""
-        size = self._config.vision_config.image_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    @property
     def image_token_id(self) -> int:
         """``image_token_index`` of the config."""
         return int(self._config.image_token_id)
+
+    @property
+    def video_token_id(self) -> int | None:
+        """It takes no videos."""
+        return None
 
     @property
     def tied_head(self) -> bool:
@@ -91,34 +96,67 @@ class LlavaFamily:
         return bool(self._config.tie_word_embeddings)
 
     @property
-    def patch_size(self) -> int:
-        """Side of the square patches that the tower cuts its input into."""
-        return int(self._config.vision_config.patch_size)
+    def tower(self) -> TowerInfo:
+        """The tower up to the last layer that is used."""
+        return clip_tower_info(self._config)
+
+    @property
+    def patch_grid(self) -> tuple[int, int] | None:
+        """Patches of the crop; None for a SigLIP tower whose first patch is cropped.
+
+        Nothing is known then about where a token lies.
+        """
+        rows, columns = (pixels // self.tower.patch_size for pixels in self._image_size)
+        return (rows, columns) if rows * columns <= self._num_tokens else None
 
     @property
     def signals(self) -> frozenset[str]:
         """What the tower can tell a selector: all of it with a class token (CLIP)."""
-        has_class_token = self.vision_model == "clip_vision_model"
-        return frozenset(SIGNALS) - (frozenset() if has_class_token else NEED_CLASS_TOKEN)
+        return clip_signals(self.vision_model)
 
-    def image_feature_module(
-        self, signals: Sequence[str] = (), image_size: tuple[int, int] | None = None
-    ) -> torch.nn.Module:
-        """Tower, choice of feature layers and projector, exactly as transformers runs them.
+    def facts(self) -> dict[str, Any]:
+        """Sizes of the crop and of its patches, and N."""
+        return {
+            "image_size": list(self._image_size),
+            "patch_size": self.tower.patch_size,
+            "num_tokens": self._num_tokens,
+        }
 
-        With ``signals`` it returns those behind the features. With ``image_size`` the tower is
-        one for pictures of that size: its position embeddings are as many as it has patches.
-        """
+    def vision_inputs(self) -> tuple[VisionInput, ...]:
+        """One crop."""
+        return (VisionInput("pixel_values", "float32", (1, 3, *self._image_size)),)
+
+    def vision_outputs(self) -> tuple[str, ...]:
+        """Nothing beside the features."""
+        return ()
+
+    def unused_tensors(self) -> frozenset[str]:
+        """Encoder layers behind the last one that is used, and what follows them."""
+        return clip_unused(self._config)
+
+    def vision_module(self, signals: Sequence[str] = ()) -> torch.nn.Module:
+        """Tower, choice of feature layers and projector, exactly as transformers runs them."""
+        return _image_features(_model_without_text(self._config), self._config, tuple(signals))
+
+    def resized_vision_module(self, image_size: tuple[int, int]) -> torch.nn.Module:
+        """The same for pictures of another size: as many position embeddings as patches."""
         config = deepcopy(self._config)
-        if image_size is not None:
-            config.vision_config.image_size = image_size[0]
-        return _image_features(_model_without_text(config), config, tuple(signals))
+        config.vision_config.image_size = image_size[0]
+        return _image_features(_model_without_text(config), config, ())
 
     def projector_module(self) -> torch.nn.Module:
         """The projector alone: rows [K, V] to [K, hidden]; parameter names as in the whole."""
-        model = _model_without_text(self._config)
-        del model.vision_tower
-        return _projector(model)
+        return projector_module(_model_without_text(self._config))
+
+    @property
+    def _image_size(self) -> tuple[int, int]:
+        size = self._config.vision_config.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def _num_tokens(self) -> int:
+        cropped = self._config.vision_feature_select_strategy == "default"
+        return self.tower.num_positions - int(cropped)
 
 
 def _model_without_text(config: Any) -> Any:
@@ -169,18 +207,4 @@ def _image_features(model: Any, config: Any, signals: tuple[str, ...]) -> torch.
     return ImageFeatures().eval()
 
 
-def _projector(model: Any) -> torch.nn.Module:
-    import torch
-
-    class Projector(torch.nn.Module):
-        """Tower features [K, V] to image features [K, hidden]."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            features: torch.Tensor = self.model.multi_modal_projector(rows[None])[0]
-            return features
-
-    return Projector().eval()
+FAMILY = LlavaFamily

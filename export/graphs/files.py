@@ -27,6 +27,8 @@ _DTYPE_NAMES = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
+    ir.DataType.BOOL: "bool",
 }
 _INLINE_BYTES = 16 * 1024
 """Tensors up to this size stay in the .onnx file: constants, biases, norms."""

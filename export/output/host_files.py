@@ -17,7 +17,12 @@ from divprune.export.checkpoint.weights import WeightSource
 from divprune.runtime.errors import CheckpointError
 from divprune.runtime.generation.generation_config import describe_left_out
 
-__all__ = ["write_embeddings", "write_host_files"]
+__all__ = [
+    "load_tokenizer",
+    "read_preprocessor_config",
+    "write_embeddings",
+    "write_host_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,32 +45,42 @@ def write_embeddings(directory: Path, weights: WeightSource) -> None:
     path.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def write_host_files(checkpoint: Path, directory: Path, config: Any) -> None:
+def write_host_files(checkpoint: Path, directory: Path, config: Any, tokenizer: Any) -> None:
     """Write tokenizer, chat template, generation config and image processor config.
 
     Raises:
         CheckpointError: naming the file that is missing and what to do about it.
     """
-    _write_tokenizer(checkpoint, directory, config)
+    _write_tokenizer(tokenizer, checkpoint, directory, config)
     template = _chat_template(checkpoint)
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     _write_json(directory / "generation_config.json", _generation_config(checkpoint, config))
-    _write_json(directory / "preprocessor_config.json", _image_processor_config(checkpoint, config))
+    _write_json(
+        directory / "preprocessor_config.json", read_preprocessor_config(checkpoint, config)
+    )
 
 
-def _write_tokenizer(checkpoint: Path, directory: Path, config: Any) -> None:
+def load_tokenizer(checkpoint: Path) -> Any:
+    """The checkpoint's tokenizer as transformers loads it.
+
+    Raises:
+        CheckpointError: if it has none that can be used.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception as error:  # transformers lets errors of many libraries through
+        raise _no_tokenizer(checkpoint, f"{type(error).__name__}: {error}") from error
+
+
+def _write_tokenizer(tokenizer: Any, checkpoint: Path, directory: Path, config: Any) -> None:
     """Write the tokenizer as transformers would use it.
 
     Not a copy of the checkpoint's files: transformers changes what they say while loading (a
     pre-tokenizer for ``legacy: false``, a BOS for ``add_bos_token``) and old ones have no
     tokenizer.json at all.
     """
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # transformers lets errors of many libraries through
-        raise _no_tokenizer(checkpoint, f"{type(error).__name__}: {error}") from error
     with tempfile.TemporaryDirectory(dir=directory) as saved:
         tokenizer.save_pretrained(saved)
         if not Path(saved, "tokenizer.json").is_file():
@@ -148,13 +163,17 @@ def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
     return stored
 
 
-def _image_processor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
-    """What transformers 5 nests in processor_config.json, or preprocessor_config.json.
+def read_preprocessor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
+    """How pictures are prepared, and videos under ``video_processor`` where that is said.
 
-    One that does not name its type is the model's own, as transformers reads it.
+    Transformers 5 nests both in processor_config.json; older checkpoints have a file each. An
+    image processor that does not name its type is the model's own, as transformers reads it.
+
+    Raises:
+        CheckpointError: if nothing is said of pictures.
     """
-    nested = (_read_json(checkpoint / "processor_config.json") or {}).get("image_processor")
-    found = nested or _read_json(checkpoint / "preprocessor_config.json")
+    nested = _read_json(checkpoint / "processor_config.json") or {}
+    found = nested.get("image_processor") or _read_json(checkpoint / "preprocessor_config.json")
     if not isinstance(found, dict):
         raise CheckpointError(
             "the checkpoint does not say how pictures are prepared",
@@ -164,7 +183,10 @@ def _image_processor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
         )
     if not (found.get("image_processor_type") or found.get("feature_extractor_type")):
         found = {**found, "image_processor_type": _own_processor(config.model_type)}
-    return found
+    video = nested.get("video_processor") or _read_json(
+        checkpoint / "video_preprocessor_config.json"
+    )
+    return found if video is None else {**found, "video_processor": video}
 
 
 def _own_processor(model_type: str) -> str:

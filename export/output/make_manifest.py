@@ -17,7 +17,6 @@ from divprune.runtime.directory.manifest import (
     QuantInfo,
     SelectorInfo,
 )
-from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.directory.quant_scheme import QuantScheme
 
 __all__ = ["make_manifest"]
@@ -44,6 +43,7 @@ def make_manifest(
         vision_quant=options.vision_quant,
         prefill_quant=options.prefill_quant,
         graphs=graphs,
+        dims=dict(plan.dims),
         kv_cache=KVCacheSpec(
             num_layers=spec.num_layers,
             num_kv_heads=spec.num_kv_heads,
@@ -71,10 +71,13 @@ def _model_info(plan: ExportPlan) -> ModelInfo:
         hidden_size=plan.spec.hidden_size,
         vocab_size=plan.spec.vocab_size,
         image_token_id=plan.family.image_token_id,
+        video_token_id=plan.family.video_token_id,
+        position_axes=plan.family.position_axes,
         max_position_embeddings=plan.spec.max_position_embeddings,
         num_heads=plan.spec.num_heads,
         intermediate_size=plan.family.text_config.intermediate_size,
-        tower=read_dimensions(plan.source.model_id, plan.checkpoint.config.to_dict()).tower,
+        tower=plan.family.tower,
+        facts=dict(plan.facts),
     )
 
 
@@ -101,7 +104,7 @@ def _selector_info(plan: ExportPlan) -> SelectorInfo:
         keep=plan.options.keep or 0.0,
         num_image_tokens=plan.num_image_tokens,
         num_kept=plan.num_kept,
-        positions=plan.options.resolved_positions,
+        positions=plan.positions,
         nested=selector.nested,
         merges=selector.merges,
         inside_llm=selector.inside_llm,

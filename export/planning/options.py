@@ -26,8 +26,9 @@ class ExportOptions:
     None means ``./<model>-keep<keep>``. ``max_weight_mib`` None means what the target allows.
     ``quant`` is spelled as in ``runtime/directory/quant_scheme.py``; ``vision_quant`` is ``int8``
     or None; so is ``prefill_quant``, which asks for a second LLM graph.
-    ``positions`` None means contiguous, and original for a
-    selector inside the LLM, whose front layers have numbered every token already. ``keep`` is
+    ``positions`` None means what the family runs with, and original for a selector inside the
+    LLM, whose front layers have numbered every token already. ``max_image_tokens`` bounds the
+    visual tokens of a picture where they vary; None leaves it to the family. ``keep`` is
     None for a selector that takes none, ``layer`` and ``tau`` None means its default.
     """
 
@@ -45,6 +46,7 @@ class ExportOptions:
     layer: int | None = None
     tau: float | None = None
     max_seq_len: int | None = None
+    max_image_tokens: int | None = None
     max_weight_mib: int | None = None
     revision: str | None = None
     seed: int = 0
@@ -70,6 +72,7 @@ class ExportOptions:
                 )
         for name, number, least in (
             ("max-seq-len", self.max_seq_len, 2),
+            ("max-image-tokens", self.max_image_tokens, 1),
             ("max-weight-mib", self.max_weight_mib, 1),
         ):
             if number is not None and number < least:
@@ -130,11 +133,6 @@ class ExportOptions:
     def inside_llm(self) -> bool:
         """Whether tokens are chosen between decoder layers."""
         return self.selector in IN_LLM_FLAGS
-
-    @property
-    def resolved_positions(self) -> str:
-        """How the kept tokens are numbered."""
-        return self.positions or ("original" if self.inside_llm else "contiguous")
 
     def output_directory(self) -> Path:
         """Where the engine directory goes."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
 
 from divprune.export.checkpoint.checkpoint import EMBEDDINGS, LM_HEAD, Checkpoint, expected_tensors
 from divprune.export.checkpoint.source import ModelSource
@@ -11,8 +15,9 @@ from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import Dialect, get_dialect
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.decoder.spec import DecoderSpec, check_text_model
-from divprune.export.families import Family, get_family
+from divprune.export.families import Family
 from divprune.export.graphs.lanes import LANES, Lane
+from divprune.export.output.host_files import load_tokenizer, read_preprocessor_config
 from divprune.export.planning.options import ExportOptions
 from divprune.export.selection import (
     InLLMSelector,
@@ -22,13 +27,19 @@ from divprune.export.selection import (
     get_selector,
 )
 from divprune.export.vision.signals import Signal, resolve_signals
-from divprune.export.vision.trace import count_image_tokens
+from divprune.runtime import families as runtime_families
 from divprune.runtime.directory.keep import kept_count
-from divprune.runtime.errors import CheckpointError, OptionError
+from divprune.runtime.directory.manifest import DimRange
+from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ExportPlan", "make_plan"]
 
 _DEFAULT_MAX_SEQ_LEN = 2048
+_TEXT_ROOM = 512  # beside the largest picture, where it alone would fill the default
+_EXAMPLE_SIZE = (640, 480)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,10 @@ class ExportPlan:
     source: ModelSource
     checkpoint: Checkpoint
     family: Family
+    facts: Mapping[str, Any]
+    tokenizer: Any
+    runtime_family: runtime_families.Family
+    dims: Mapping[str, DimRange]
     spec: DecoderSpec
     lane: Lane
     dialect: Dialect
@@ -48,8 +63,19 @@ class ExportPlan:
     tensor_names: frozenset[str]
     num_image_tokens: int
     num_kept: int
+    positions: str
     max_seq_len: int
     max_weight_mib: int | None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pixels, where every picture has the same."""
+        height, width = self.family.vision_inputs()[0].shape[-2:]
+        return int(height), int(width)
+
+    def example_inputs(self) -> Mapping[str, NDArray[Any]]:
+        """The vision graph's inputs for a made-up picture of everyday size."""
+        return example_inputs(self.runtime_family)
 
     @property
     def pre_llm(self) -> Selector | None:
@@ -119,20 +145,22 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         get_selector(options.selector)  # an unknown name before anything is opened
     checkpoint = Checkpoint.open(source.path)
     _check_quantized_once(options, checkpoint)
-    family = get_family(checkpoint.config)
+    family = checkpoint.family(checkpoint.config)
     check_text_model(family.text_config)
-    max_seq_len = _max_seq_len(options, family.text_config.max_position_embeddings)
+    tokenizer = load_tokenizer(source.path)
+    facts = _facts(family, tokenizer)
+    runtime_family = runtime_families.family_class(family.name).from_facts(
+        facts, read_preprocessor_config(source.path, checkpoint.config), options.max_image_tokens
+    )
+    num_image_tokens = _largest_picture(runtime_family)
+    max_seq_len = _max_seq_len(
+        options, family.text_config.max_position_embeddings, num_image_tokens
+    )
     spec = DecoderSpec.from_config(family.text_config, max_seq_len, tied_head=family.tied_head)
     checkpoint.validate()  # after the kinds of its parts, which name what is not supported
-    module = family.image_feature_module()
-    num_image_tokens, width = count_image_tokens(module, family.image_size)
-    if width != spec.hidden_size:
-        raise CheckpointError(
-            "projector and text model do not fit each other",
-            expected=f"image features of width {spec.hidden_size}",
-            found=width,
-        )
-    selector = _selector(options, family, num_image_tokens, spec.num_layers)
+    example = example_inputs(runtime_family)
+    _check_width(family, example, spec.hidden_size)
+    selector = _selector(options, family, spec.num_layers)
     num_kept = _num_kept(options, selector, num_image_tokens)
     shapes = expected_tensors(checkpoint.config)
     lane = LANES[options.target]
@@ -144,11 +172,17 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         source=source,
         checkpoint=checkpoint,
         family=family,
+        facts=facts,
+        tokenizer=tokenizer,
+        runtime_family=runtime_family,
+        dims=_dims(options, selector, runtime_family),
         spec=spec,
         lane=lane,
         dialect=get_dialect(lane.dialect, quantized=quantized),
         selector=selector,
-        signals={} if isinstance(selector, InLLMSelector) else resolve_signals(selector, family),
+        signals={}
+        if isinstance(selector, InLLMSelector)
+        else resolve_signals(selector, family, example),
         weights=WeightSource(
             checkpoint,
             shapes,
@@ -160,19 +194,100 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         tensor_names=frozenset(shapes),
         num_image_tokens=num_image_tokens,
         num_kept=num_kept,
+        positions=_positions(options, family),
         max_seq_len=max_seq_len,
         max_weight_mib=max_weight_mib,
     )
 
 
-def _selector(
-    options: ExportOptions, family: Family, num_image_tokens: int, num_layers: int
-) -> Selector | InLLMSelector:
+def example_inputs(family: runtime_families.Family) -> Mapping[str, NDArray[Any]]:
+    """The vision graph's inputs for a made-up picture of everyday size."""
+    width, height = _EXAMPLE_SIZE
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return family.prepare_image(Image.fromarray(noise)).inputs
+
+
+def _facts(family: Family, tokenizer: Any) -> dict[str, Any]:
+    """What the runtime module reads: the family's facts, and the texts of its visual tokens."""
+    facts = family.facts()
+    for kind, token in (("image", family.image_token_id), ("video", family.video_token_id)):
+        text = None if token is None else tokenizer.convert_ids_to_tokens(token)
+        if token is not None and text is None:
+            raise CheckpointError(
+                f"the tokenizer has no token {token}, the model's {kind} placeholder",
+                expected=f"a token of that number in a vocabulary of {len(tokenizer)}",
+                found="none",
+                fix="copy tokenizer.json and tokenizer_config.json of the model into the directory",
+            )
+        facts[f"{kind}_token"] = text
+    return facts
+
+
+def _largest_picture(family: runtime_families.Family) -> int:
+    """N of the largest picture; of every picture where it is fixed."""
+    tokens = family.dims().get("tokens")
+    return family.count_tokens(*_EXAMPLE_SIZE) if tokens is None else tokens.maximum
+
+
+def _check_width(family: Family, example: Mapping[str, NDArray[Any]], hidden_size: int) -> None:
+    import torch
+
+    inputs = [torch.from_numpy(example[each.name]).to("meta") for each in family.vision_inputs()]
+    with torch.no_grad():
+        outputs = family.vision_module()(*inputs)
+    features = outputs[0] if isinstance(outputs, tuple) else outputs
+    if (width := int(features.shape[1])) != hidden_size:
+        raise CheckpointError(
+            "projector and text model do not fit each other",
+            expected=f"image features of width {hidden_size}",
+            found=width,
+        )
+
+
+def _dims(
+    options: ExportOptions,
+    selector: Selector | InLLMSelector,
+    family: runtime_families.Family,
+) -> dict[str, DimRange]:
+    """The ranges of the vision graph's named dimensions; ``kept`` follows from ``tokens``."""
+    dims = dict(family.dims())
+    if (tokens := dims.get("tokens")) is None:
+        return dims
+    if isinstance(selector, InLLMSelector):
+        raise UnsupportedError(
+            f"--selector {selector.name} is not for models whose pictures have a varying number "
+            "of visual tokens yet",
+            expected="a selector in front of the LLM, such as divprune",
+            found=selector.name,
+            fix="--selector divprune",
+        )
+    least, best, most = (
+        kept_count(options.keep or 1.0, n) for n in (tokens.minimum, tokens.optimum, tokens.maximum)
+    )
+    return dims | {"kept": DimRange(least, best, most)}
+
+
+def _positions(options: ExportOptions, family: Family) -> str:
+    if options.inside_llm:
+        return "original"
+    chosen = options.positions or family.positions[0]
+    if chosen not in family.positions:
+        raise OptionError(
+            f"--positions {chosen} is not for this model",
+            expected=" or ".join(family.positions),
+            found=chosen,
+            fix="leave --positions out",
+        )
+    return chosen
+
+
+def _selector(options: ExportOptions, family: Family, num_layers: int) -> Selector | InLLMSelector:
     if options.inside_llm:
         inside = get_in_llm_selector(options.selector, options.layer, options.tau)
         _check_layer(inside, num_layers, is_default=options.layer is None)
         return inside
-    return get_selector(options.selector, _setting(options, family, num_image_tokens))
+    setting = Setting(options.seed, grid=family.patch_grid, patch_size=family.tower.patch_size)
+    return get_selector(options.selector, setting)
 
 
 def _num_kept(
@@ -184,15 +299,6 @@ def _num_kept(
     if isinstance(selector, InLLMSelector):
         return asked
     return selector.count(num_image_tokens, asked)
-
-
-def _setting(options: ExportOptions, family: Family, num_image_tokens: int) -> Setting:
-    patch = family.patch_size
-    rows, columns = (pixels // patch for pixels in family.image_size)
-    # More patches than tokens: a SigLIP tower whose first patch is cropped as if it were a class
-    # token. Nothing is known then about where a token lies.
-    grid = (rows, columns) if rows * columns <= num_image_tokens else None
-    return Setting(options.seed, grid=grid, patch_size=patch)
 
 
 def _check_layer(selector: InLLMSelector, num_layers: int, *, is_default: bool) -> None:
@@ -217,9 +323,9 @@ def _check_quantized_once(options: ExportOptions, checkpoint: Checkpoint) -> Non
     )
 
 
-def _max_seq_len(options: ExportOptions, model_limit: int) -> int:
+def _max_seq_len(options: ExportOptions, model_limit: int, num_image_tokens: int) -> int:
     if options.max_seq_len is None:
-        return min(_DEFAULT_MAX_SEQ_LEN, model_limit)
+        return min(max(_DEFAULT_MAX_SEQ_LEN, num_image_tokens + _TEXT_ROOM), model_limit)
     if options.max_seq_len > model_limit:
         raise OptionError(
             "--max-seq-len is more than the model can",

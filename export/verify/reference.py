@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from divprune.export.checkpoint.checkpoint import canonical_name
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.vision.trace import buffer_values
 
@@ -19,7 +18,7 @@ def load_weights(module: torch.nn.Module, weights: WeightSource, prefix: str = "
     import torch
 
     state = {
-        name: weights.reference(prefix + name if prefix else canonical_name(name))
+        name: weights.reference(prefix + name if prefix else weights.canonical_name(name))
         for name, _ in module.named_parameters()
     }
     module.load_state_dict(state, assign=True, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,14 @@ def check_vision(plan: ExportPlan, directory: Path) -> float:
     Raises:
         NumericalError: if features, signals of the tower, or the selection differ.
     """
-    rng = np.random.default_rng(0)
-    pixels = rng.standard_normal((1, 3, *plan.family.image_size)).astype(np.float32)
+    inputs = plan.example_inputs()
     if plan.pre_llm is not None and plan.pre_llm.pass_size(plan.num_kept) is not None:
-        return _check_small_picture(plan, plan.pre_llm, directory, pixels)
+        return _check_small_picture(plan, plan.pre_llm, directory, inputs["pixel_values"])
     names = [signal.name for signal in plan.signals.values()]
-    reference = _reference_outputs(plan, pixels, names)
+    reference = _reference_outputs(plan, inputs, names)
     release_freed_memory()
     with more_outputs(directory / "vision" / "model.onnx", names) as path:
-        outputs = run_session(make_session(path), {"pixel_values": pixels})
+        outputs = run_session(make_session(path), dict(inputs))
     tolerance = Tolerance.of(plan.options).vision
     errors = [
         compare(part, _rows(outputs[name]), _rows(expected), tolerance)
@@ -52,16 +52,17 @@ def _rows(array: np.ndarray) -> np.ndarray:
 
 
 def _reference_outputs(
-    plan: ExportPlan, pixels: np.ndarray, signals: list[str]
+    plan: ExportPlan, inputs: Mapping[str, np.ndarray], signals: list[str]
 ) -> list[np.ndarray]:
     """Features, then signals, as transformers' modules give them in float32."""
     import torch
 
-    module = plan.family.image_feature_module(signals)
+    module = plan.family.vision_module(signals)
     load_weights(module, plan.weights)
+    arguments = [torch.from_numpy(inputs[each.name]) for each in plan.family.vision_inputs()]
     with torch.no_grad():
-        outputs = module(torch.from_numpy(pixels))
-    return [output.numpy() for output in (outputs if signals else [outputs])]
+        outputs = module(*arguments)
+    return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else [outputs])]
 
 
 def _check_selection(plan: ExportPlan, selector: Selector, outputs: dict[str, np.ndarray]) -> None:
@@ -102,7 +103,7 @@ def _check_small_picture(
     """Compare the small picture's tokens, and the full picture's where they were written."""
     import torch
 
-    module: Any = plan.family.image_feature_module()
+    module: Any = plan.family.vision_module()
     load_weights(module, plan.weights)
     size = selector.pass_size(plan.num_kept)
     assert size is not None

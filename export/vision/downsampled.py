@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from divprune.export.checkpoint.checkpoint import canonical_name
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.graphs.files import ir_version
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.downsample import interpolate_positions, write_resize
 from divprune.export.vision.selection_graph import OPSET, SELECTION_SCOPE, name_order, register
-from divprune.export.vision.trace import attach_weights, trace_module
+from divprune.export.vision.trace import TracedInput, attach_weights, trace_module
 
 if TYPE_CHECKING:
     import torch
@@ -54,19 +53,20 @@ def trace_downsampled(
     num_kept: int,
     opset: int = OPSET,
     *,
-    int8: bool = False,
+    int8_prefix: str | None = None,
 ) -> ir.Model:
     """Trace ``module``, the tower for the small picture, and write the resizing before it."""
     size = small_size(selector, num_kept)
-    names = ("pixel_values", ("small_features",))
-    model = trace_module(module, (1, 3, *size), names, weights, opset)
+    shape = (1, 3, *size)
+    pixels = TracedInput("pixel_values", shape, "float32", shape)
+    model = trace_module(module, [pixels], ["small_features"], weights, opset)
     graph = model.graph
     tables = {
         name: _positions(weights, name, image_size, size, selector)
-        for name in map(canonical_name, graph.initializers)
+        for name in map(weights.canonical_name, graph.initializers)
         if name.endswith("position_embedding.weight")
     }
-    attach_weights(graph, weights, tables, int8=int8)
+    attach_weights(graph, weights, tables, int8_prefix=int8_prefix)
     op = GraphWriter(graph, prefix=SELECTION_SCOPE)
     _resize_input(graph, op, image_size, size)
     _write_outputs(graph, op, selector, num_tokens, num_kept)

@@ -22,7 +22,7 @@ from divprune.export.selection import Selector
 from divprune.export.vision.attention import fuse_attention
 from divprune.export.vision.downsampled import small_size, trace_downsampled, write_resize_alone
 from divprune.export.vision.selection_graph import write_selection
-from divprune.export.vision.trace import trace_features, trace_vision
+from divprune.export.vision.trace import TracedInput, trace_features, trace_vision
 from divprune.runtime.directory.manifest import GraphSpec
 
 __all__ = ["write_vision_graphs"]
@@ -49,8 +49,8 @@ def write_vision_graphs(
         ),
     }
     if own_pass and plan.options.baseline:
-        module = plan.family.image_feature_module()
-        full = trace_features(module, plan.family.image_size, plan.weights, plan.lane.vision_opset)
+        module = plan.family.vision_module()
+        full = trace_features(module, _inputs(plan), plan.weights, plan.lane.vision_opset)
         share_data(full, directory / "vision" / "model.onnx")
         graphs["full"] = _save(
             plan, full, directory, "full", "writing the full vision graph", progress
@@ -58,28 +58,41 @@ def write_vision_graphs(
     return graphs
 
 
+def _inputs(plan: ExportPlan) -> list[TracedInput]:
+    """The vision module's inputs, with the sizes that they have for a made-up picture."""
+    example = plan.example_inputs()
+    return [
+        TracedInput(each.name, each.shape, each.dtype, example[each.name].shape)
+        for each in plan.family.vision_inputs()
+    ]
+
+
+def _int8_prefix(plan: ExportPlan) -> str | None:
+    return plan.family.tower_prefix if plan.options.vision_quant == "int8" else None
+
+
 def _features(plan: ExportPlan) -> ir.Model:
     return trace_features(
-        plan.family.image_feature_module(),
-        plan.family.image_size,
+        plan.family.vision_module(),
+        _inputs(plan),
         plan.weights,
         plan.lane.vision_opset,
-        int8=plan.options.vision_quant == "int8",
+        int8_prefix=_int8_prefix(plan),
     )
 
 
 def _vision(plan: ExportPlan, selector: Selector) -> ir.Model:
     names = {needed: signal.name for needed, signal in plan.signals.items()}
     return trace_vision(
-        plan.family.image_feature_module(tuple(names.values())),
-        plan.family.image_size,
+        plan.family.vision_module(tuple(names.values())),
+        _inputs(plan),
         plan.weights,
         selector,
         plan.num_kept,
         plan.lane.vision_opset,
         signals=names,
         projector=plan.family.projector_module() if selector.merges else None,
-        int8=plan.options.vision_quant == "int8",
+        int8_prefix=_int8_prefix(plan),
     )
 
 
@@ -98,21 +111,21 @@ def _selection(plan: ExportPlan, selector: Selector) -> ir.Model:
 def _small_vision(plan: ExportPlan, selector: Selector) -> ir.Model:
     size = small_size(selector, plan.num_kept)
     return trace_downsampled(
-        plan.family.image_feature_module(image_size=size),
-        plan.family.image_size,
+        plan.family.resized_vision_module(size),
+        plan.image_size,
         plan.weights,
         selector,
         plan.num_image_tokens,
         plan.num_kept,
         plan.lane.vision_opset,
-        int8=plan.options.vision_quant == "int8",
+        int8_prefix=_int8_prefix(plan),
     )
 
 
 def _resize(plan: ExportPlan, selector: Selector) -> ir.Model:
     return write_resize_alone(
         selector,
-        plan.family.image_size,
+        plan.image_size,
         plan.num_image_tokens,
         plan.num_kept,
         plan.lane.vision_opset,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from divprune.export.families import Family
 from divprune.export.selection import Selector
 from divprune.runtime.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Signal", "resolve_signals"]
 
@@ -20,8 +24,15 @@ class Signal:
     shape: tuple[int, ...]
 
 
-def resolve_signals(selector: Selector, family: Family) -> Mapping[str, Signal]:
+def resolve_signals(
+    selector: Selector, family: Family, example: Mapping[str, NDArray[Any]]
+) -> Mapping[str, Signal]:
     """For each signal that the selector needs, the one that the tower gives it.
+
+    Args:
+        selector: What chooses.
+        family: Whose tower it is.
+        example: The vision module's inputs for some picture; only their shapes count.
 
     Raises:
         UnsupportedError: for one that the tower has not, and for which nothing may stand in.
@@ -37,18 +48,20 @@ def resolve_signals(selector: Selector, family: Family) -> Mapping[str, Signal]:
                 fix="--selector divprune, or another that needs none",
             )
         names[needed] = name
-    return {
-        needed: Signal(name, shape)
-        for (needed, name), shape in zip(names.items(), _shapes(family, names), strict=True)
-    }
+    shapes = _shapes(family, names, example)
+    pairs = zip(names.items(), shapes, strict=True)
+    return {needed: Signal(name, shape) for (needed, name), shape in pairs}
 
 
-def _shapes(family: Family, names: Mapping[str, str]) -> list[tuple[int, ...]]:
+def _shapes(
+    family: Family, names: Mapping[str, str], example: Mapping[str, NDArray[Any]]
+) -> list[tuple[int, ...]]:
     if not names:
         return []
     import torch
 
-    module = family.image_feature_module(tuple(names.values()))
+    module = family.vision_module(tuple(names.values()))
+    inputs = [torch.from_numpy(example[each.name]).to("meta") for each in family.vision_inputs()]
     with torch.no_grad():
-        _, *signals = module(torch.zeros(1, 3, *family.image_size, device="meta"))
-    return [tuple(signal.shape) for signal in signals]
+        outputs = module(*inputs)
+    return [tuple(signal.shape) for signal in outputs[-len(names) :]]

@@ -2,7 +2,8 @@
 
 | | name | dtype, shape | meaning |
 |---|---|---|---|
-| in | pixel_values | float32 [1, 3, H, W] | as the model's own image processor makes them |
+| in | pixel_values | float32 [crops, 3, H, W] | as the model's own image processor makes them |
+| in | others | int64 or float32 | what the family's runtime module makes beside the pixels |
 | out | image_features | float [N, hidden] | all projected tokens, raster order |
 | out | selection_order | int64 [K] | kept indices in the order they were chosen |
 | out | selected_features | float [K, hidden] | the kept rows, indices ascending |
@@ -19,13 +20,13 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from divprune.export.checkpoint.checkpoint import canonical_name
 from divprune.export.checkpoint.quantization.vision_int8 import quantize_tower
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.graphs.files import ir_version
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPSET",
+    "TracedInput",
     "attach_weights",
     "buffer_values",
-    "count_image_tokens",
     "trace_features",
     "trace_module",
     "trace_vision",
@@ -51,18 +52,26 @@ NO_SIGNALS: Mapping[str, str] = MappingProxyType({})
 NO_TENSORS: Mapping[str, ir.LazyTensor] = MappingProxyType({})
 
 
-def count_image_tokens(module: torch.nn.Module, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Number of visual tokens and their width, from the shapes alone."""
-    import torch
+@dataclass(frozen=True)
+class TracedInput:
+    """An input of a module to trace.
 
-    with torch.no_grad():
-        features = module(torch.zeros(1, 3, *image_size, device="meta"))
-    return int(features.shape[0]), int(features.shape[1])
+    Attributes:
+        name: In the graph.
+        shape: Sizes, or the names of dimensions that vary.
+        dtype: As NumPy spells it; None is the export's own.
+        example: Sizes of an example, one for each dimension.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str | None
+    example: tuple[int, ...]
 
 
 def trace_vision(
     module: torch.nn.Module,
-    image_size: tuple[int, int],
+    inputs: Sequence[TracedInput],
     weights: WeightSource,
     selector: Selector,
     num_kept: int,
@@ -70,13 +79,13 @@ def trace_vision(
     *,
     signals: Mapping[str, str] = NO_SIGNALS,
     projector: torch.nn.Module | None = None,
-    int8: bool = False,
+    int8_prefix: str | None = None,
 ) -> ir.Model:
     """Trace ``module`` (on the meta device) and append the selection of ``num_kept`` tokens.
 
     Args:
-        module: The family's ``image_feature_module``, with the signals that are asked for.
-        image_size: Height and width of the pixels.
+        module: The family's ``vision_module``, with the signals that are asked for.
+        inputs: Those of the module.
         weights: Where the parameters' values come from, when the model is saved.
         selector: What chooses.
         num_kept: K.
@@ -84,10 +93,10 @@ def trace_vision(
         signals: For each signal the selector needs, the name of the one that it gets: they are
             values of the graph under these names, and no outputs.
         projector: The family's ``projector_module``, for a selector that merges before it.
-        int8: Quantise the tower's linear layers.
+        int8_prefix: Quantise the linear layers whose canonical names begin like this.
     """
     outputs = ("image_features", *signals.values())
-    model = trace_module(module, (1, 3, *image_size), ("pixel_values", outputs), weights, opset)
+    model = trace_module(module, inputs, outputs, weights, opset)
     graph = model.graph
     values = dict(zip(signals, graph.outputs[1:], strict=True))
     del graph.outputs[1:]
@@ -97,41 +106,40 @@ def trace_vision(
     else:
         assert values["patch_features"].shape is not None
         width = int(values["patch_features"].shape.numpy()[1])
-        names = ("rows", ("features",))
-        branch = trace_module(projector, (num_kept, width), names, weights, opset)
+        rows = TracedInput("rows", (num_kept, width), None, (num_kept, width))
+        branch = trace_module(projector, [rows], ["features"], weights, opset)
         append_mixture(graph, features, selector, num_kept, values, branch.graph)
-    attach_weights(graph, weights, int8=int8)
+    attach_weights(graph, weights, int8_prefix=int8_prefix)
     return model
 
 
 def trace_features(
     module: torch.nn.Module,
-    image_size: tuple[int, int],
+    inputs: Sequence[TracedInput],
     weights: WeightSource,
     opset: int = OPSET,
     *,
-    int8: bool = False,
+    int8_prefix: str | None = None,
 ) -> ir.Model:
-    """Trace ``module`` alone: pixel_values to image_features, nothing is selected."""
-    names = ("pixel_values", ("image_features",))
-    model = trace_module(module, (1, 3, *image_size), names, weights, opset)
-    attach_weights(model.graph, weights, int8=int8)
+    """Trace ``module`` alone: its inputs to image_features, nothing is selected."""
+    model = trace_module(module, inputs, ("image_features",), weights, opset)
+    attach_weights(model.graph, weights, int8_prefix=int8_prefix)
     return model
 
 
 def trace_module(
     module: torch.nn.Module,
-    shape: Sequence[int],
-    names: tuple[str, Sequence[str]],
+    inputs: Sequence[TracedInput],
+    outputs: Sequence[str],
     weights: WeightSource,
     opset: int = OPSET,
 ) -> ir.Model:
-    """Trace a module of one input; its parameters have names and no values yet.
+    """Trace a module; its parameters have names and no values yet.
 
     Args:
         module: On the meta device.
-        shape: Of the input: float32 where it is pixels, otherwise in the export's dtype.
-        names: Of the input, and of all outputs.
+        inputs: In the order in which the module takes them.
+        outputs: Names of all outputs.
         weights: Says which dtype the export has.
         opset: Operator set of the graph.
     """
@@ -140,16 +148,24 @@ def trace_module(
 
     half = torch.float16 if weights.dtype == ir.DataType.FLOAT16 else torch.float32
     module = module.to(half)
-    dtype = torch.float32 if names[0] == "pixel_values" else half
+    examples = tuple(
+        torch.zeros(
+            *each.example,
+            device="meta",
+            dtype=half if each.dtype is None else getattr(torch, each.dtype),
+        )
+        for each in inputs
+    )
     with _quiet_exporter():
         program = torch.onnx.export(
             module,
-            (torch.zeros(*shape, device="meta", dtype=dtype),),
+            examples,
             dynamo=True,
             optimize=False,
             opset_version=opset,
-            input_names=[names[0]],
-            output_names=list(names[1]),
+            input_names=[each.name for each in inputs],
+            output_names=list(outputs),
+            dynamic_shapes=_dynamic_shapes(inputs),
             verbose=False,
         )
     assert program is not None
@@ -162,6 +178,20 @@ def trace_module(
     model.ir_version = ir_version(opset)
     model.producer_name, model.producer_version = "divprune-edge", None
     return model
+
+
+def _dynamic_shapes(inputs: Sequence[TracedInput]) -> tuple[dict[int, Any], ...] | None:
+    """Torch's spelling of the dimensions that have names; None where none has."""
+    import torch
+
+    names = {dim for each in inputs for dim in each.shape if isinstance(dim, str)}
+    if not names:
+        return None
+    dims = {name: torch.export.Dim(name, min=1) for name in sorted(names)}
+    return tuple(
+        {axis: dims[dim] for axis, dim in enumerate(each.shape) if isinstance(dim, str)}
+        for each in inputs
+    )
 
 
 def _spell_out_casts(graph: ir.Graph, dtype: ir.DataType) -> None:
@@ -192,19 +222,19 @@ def attach_weights(
     weights: WeightSource,
     derived: Mapping[str, ir.LazyTensor] = NO_TENSORS,
     *,
-    int8: bool = False,
+    int8_prefix: str | None = None,
 ) -> None:
     """Replace the traced module's empty parameters by tensors of the checkpoint.
 
     ``derived`` has those, by canonical name, that are made from the checkpoint's instead.
-    ``int8`` quantises the tower's linear layers.
+    ``int8_prefix`` quantises the linear layers whose canonical names begin like it.
     """
     for value in list(graph.initializers.values()):
         assert value.name is not None
         assert value.shape is not None
         if value.const_value is not None:
             continue
-        name = canonical_name(value.name)
+        name = weights.canonical_name(value.name)
         if name in derived:
             value.const_value = derived[name]
         elif name in weights:
@@ -212,8 +242,8 @@ def attach_weights(
         else:
             numbers = buffer_values(name, int(value.shape.numpy()[-1]))
             value.const_value = ir.tensor(numbers, name=value.name)
-    if int8:
-        quantize_tower(graph, weights)
+    if int8_prefix is not None:
+        quantize_tower(graph, weights, int8_prefix)
 
 
 def buffer_values(name: str, length: int) -> np.ndarray:

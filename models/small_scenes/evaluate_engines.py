@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -89,11 +90,11 @@ class RememberedPictures:
         self.reset, self.forward = backend.reset, backend.forward
         self.prefill_pruned = backend.prefill_pruned
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+    def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """The picture's features, computed when it is first seen."""
-        key = hashlib.sha256(pixel_values.tobytes()).digest()
+        key = hashlib.sha256(inputs["pixel_values"].tobytes()).digest()
         if key not in self._seen:
-            self._seen[key] = self._backend.encode_image(pixel_values)
+            self._seen[key] = self._backend.encode_image(inputs)
         return self._seen[key]
 
 
@@ -107,11 +108,11 @@ class RandomSelection:
         self.reset, self.forward = backend.reset, backend.forward
         self.prefill_pruned = backend.prefill_pruned
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+    def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """The picture's features with as many rows picked at random as were selected."""
         from divprune.runtime.backends import ImageFeatures
 
-        features = self._backend.encode_image(pixel_values)
+        features = self._backend.encode_image(inputs)
         rows = features.image_features
         order = self._rng.permutation(len(rows))[: len(features.selection_order)]
         return ImageFeatures(rows, order.astype(np.int64), rows[np.sort(order)])

@@ -7,12 +7,12 @@ The pipeline above knows only ``Backend``. Each adapter module offers
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from divprune.runtime.errors import OptionError
 
@@ -73,6 +73,9 @@ class ImageFeatures:
         selected_features: float [K, hidden], the kept rows (or mixtures) in raster order.
         num_broken: Tokens with a NaN or Inf among their features, where the backend has
             counted them itself.
+        cover: float32 [K], after each choice the least similarity of a token that was not
+            chosen to its most similar chosen one; None where the selector tells none.
+        planes: Further rows [N, hidden] of the tokens, for later decoder layers.
 
     Features may be on a device: then they are no arrays, but are indexed by row and turned
     into arrays like them, and a prompt is spliced where they are.
@@ -82,6 +85,13 @@ class ImageFeatures:
     selection_order: NDArray[np.int64]
     selected_features: NDArray[np.floating]
     num_broken: int | None = None
+    cover: NDArray[np.float32] | None = None
+    planes: tuple[NDArray[np.floating], ...] = ()
+
+    @property
+    def has_all_tokens(self) -> bool:
+        """Whether ``image_features`` are at hand without running a graph."""
+        return True
 
     @property
     def num_image_tokens(self) -> int:
@@ -116,8 +126,15 @@ class SmallPictureFeatures(ImageFeatures):
         object.__setattr__(self, "selection_order", order)
         object.__setattr__(self, "selected_features", selected)
         object.__setattr__(self, "num_broken", num_broken)
+        object.__setattr__(self, "cover", None)
+        object.__setattr__(self, "planes", ())
         object.__setattr__(self, "_num_image_tokens", num_image_tokens)
         object.__setattr__(self, "_encode_full", encode_full)
+
+    @property
+    def has_all_tokens(self) -> bool:
+        """Only after they were asked for."""
+        return "_full" in self.__dict__
 
     @cached_property
     def _full(self) -> ImageFeatures:
@@ -179,24 +196,32 @@ class Backend(Protocol):
     def name(self) -> str:
         """Library, version and device, as reports show it."""
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
-        """Run the vision graph on float32 [crops, 3, H, W]."""
+    def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
+        """Run the vision graph on its inputs, by name."""
 
-    def reset(self) -> None:
-        """Start a new sequence: nothing in the cache counts as filled.
+    def reset(self, rows: int = 0) -> int:
+        """Start a new sequence that shares its first ``rows`` rows with the one before.
 
         Where vision and LLM are not in memory together, a picture that is encoded later may
         end the sequence.
+
+        Returns:
+            How many of the rows the cache still holds: ``rows``, or 0.
         """
 
     def forward(
-        self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
+        self,
+        inputs_embeds: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]] = (),
     ) -> NDArray[np.float32] | Logits:
         """Append S rows to the cache and return the logits [V] of the last one.
 
         Args:
             inputs_embeds: [1, S, hidden] in the dtype of the LLM graph.
-            position_ids: int64 [1, S], for the rotary embedding only.
+            position_ids: int64 [1, S] or [3, 1, S], for the rotary embedding only.
+            planes: Rows [1, S, hidden] that are added behind the first decoder layers, where the
+                LLM graph takes them; none for rows of text.
 
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
@@ -206,7 +231,7 @@ class Backend(Protocol):
         self,
         inputs_embeds: NDArray[np.floating],
         position_ids: NDArray[np.int64],
-        first_slots: Sequence[int],
+        visual_rows: Sequence[NDArray[np.int64]],
         num_kept: int,
     ) -> PrunedPrefill:
         """Start a sequence whose visual tokens are pruned between decoder layers.
@@ -217,7 +242,7 @@ class Backend(Protocol):
         Args:
             inputs_embeds: [1, S, hidden], the whole prompt.
             position_ids: int64 [1, S].
-            first_slots: Row of the first of the N visual tokens of each picture.
+            visual_rows: int64 [N], the rows of the visual tokens of each picture.
             num_kept: k of N tokens to keep of each picture, at most as many as are selected.
 
         Raises:

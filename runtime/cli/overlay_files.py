@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divprune.runtime.errors import OptionError
-from divprune.runtime.generation.overlay import (
-    ENDINGS,
-    PatchGrid,
-    encode_overlay,
-    nothing_to_number,
-)
+from divprune.runtime.generation.overlay import ENDINGS, encode_overlay, nothing_to_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,21 +52,18 @@ def check_overlay_options(output: str | None, images: Sequence[str], *, numbers:
 
 
 def check_drawable(manifest: Manifest, count: int, *, numbers: bool) -> None:
-    """Refuse what cannot be drawn with this engine directory, before it is loaded.
+    """Refuse numbers where there is no order of selection, before anything is loaded.
 
     Args:
         manifest: Of the engine directory.
-        count: Tokens to keep of each picture.
+        count: Tokens to keep of the largest picture.
         numbers: Whether the order of selection is drawn.
 
     Raises:
         OptionError: if there is no order of selection to draw.
-        UnsupportedError: if it is not known where in the picture a token lies.
     """
     if numbers and count > manifest.selector.num_kept:
         raise nothing_to_number()
-    height, width = manifest.graphs["vision"].inputs[0].shape[-2:]
-    PatchGrid.derive(manifest.selector.num_image_tokens, (int(height), int(width)))
 
 
 def write_overlay(path: Path, overlay: Image.Image) -> None:

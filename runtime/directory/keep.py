@@ -3,10 +3,61 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from divprune.runtime.errors import OptionError
 
-__all__ = ["describe_keep", "kept_count", "validate_keep"]
+__all__ = ["AutoKeep", "Keep", "describe_keep", "kept_count", "parse_keep", "validate_keep"]
+
+_AUTO = "auto:"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoKeep:
+    """Keep as many tokens as a picture needs.
+
+    Attributes:
+        cover: The cosine similarity, in (0, 1], that every dropped token must have to some
+            kept one.
+    """
+
+    cover: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cover <= 1:
+            raise OptionError(
+                "--keep auto: takes a similarity",
+                expected="auto:C with 0 < C <= 1 (auto:0.8 keeps what every dropped token "
+                "resembles to 0.8)",
+                found=f"auto:{self.cover:g}",
+            )
+
+    def __str__(self) -> str:
+        return f"{_AUTO}{self.cover:g}"
+
+
+Keep: TypeAlias = "float | AutoKeep"
+
+
+def parse_keep(value: float | str | AutoKeep) -> Keep:
+    """A fraction, or ``auto:C``, as ``--keep`` and the API spell it.
+
+    Raises:
+        OptionError: for anything else, and for values out of range.
+    """
+    if isinstance(value, AutoKeep):
+        return value
+    try:
+        if isinstance(value, str) and value.startswith(_AUTO):
+            return AutoKeep(float(value.removeprefix(_AUTO)))
+        return validate_keep(float(value))
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            "--keep is not a number",
+            expected="a fraction kept such as 0.1, or auto:C such as auto:0.8",
+            found=repr(value),
+        ) from error
 
 
 def validate_keep(keep: float) -> float:

@@ -73,7 +73,12 @@ def validate_max_new_tokens(max_new_tokens: int) -> int:
 
 
 def answer_limit(
-    manifest: Manifest, *, max_new_tokens: int, prompt_tokens: int, num_images: int, num_kept: int
+    manifest: Manifest,
+    *,
+    max_new_tokens: int,
+    prompt_tokens: int,
+    num_visual: int,
+    next_position: int,
 ) -> int:
     """Largest number of new tokens: ``max_new_tokens``, or less where the room ends before.
 
@@ -81,13 +86,13 @@ def answer_limit(
         manifest: Limits of the engine directory.
         max_new_tokens: What the user asked for.
         prompt_tokens: Rows of the pruned prompt.
-        num_images: Pictures in it.
-        num_kept: Tokens of each picture in it.
+        num_visual: Visual tokens among them.
+        next_position: Of the first new token, which may lie behind the number of rows.
 
     Raises:
         PromptError: if the prompt is longer than prefill takes, or leaves no room at all.
     """
-    found = f"{prompt_tokens} tokens, {num_images * num_kept} of them image tokens"
+    found = f"{prompt_tokens} tokens, {num_visual} of them image tokens"
     if prompt_tokens > manifest.max_prefill_len:
         raise PromptError(
             "the prompt is too long",
@@ -95,10 +100,10 @@ def answer_limit(
             found=found,
             fix=_ways_out(manifest),
         )
-    room = manifest.max_seq_len - prompt_tokens
-    if manifest.selector.positions == "original":
-        removed = num_images * (manifest.selector.num_image_tokens - num_kept)
-        room = min(room, manifest.model.max_position_embeddings - prompt_tokens - removed)
+    room = min(
+        manifest.max_seq_len - prompt_tokens,
+        manifest.model.max_position_embeddings - next_position,
+    )
     if room < 1:
         raise PromptError(
             "the prompt leaves no room for an answer",

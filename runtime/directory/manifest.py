@@ -24,6 +24,7 @@ from divprune.runtime.directory.manifest_json import (
 )
 from divprune.runtime.directory.manifest_records import (
     DTYPE_BYTES,
+    DimRange,
     FileRecord,
     GraphSpec,
     KVCacheSpec,
@@ -40,6 +41,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "TARGETS",
+    "DimRange",
     "FileRecord",
     "GraphSpec",
     "KVCacheSpec",
@@ -51,7 +53,7 @@ __all__ = [
     "TowerInfo",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "jetpack6")
 # Name of the cache's length where a graph leaves it to the runtime.
@@ -75,7 +77,7 @@ class Manifest:
     the size above which weights were split. ``baseline`` says whether keep 1.0 can run,
     ``verified`` whether the export checked itself. ``requires`` maps packages to the lowest
     version of each that can run this (one of them is enough), ``tools`` to the version that
-    wrote it.
+    wrote it. ``dims`` has the range of each dimension of the vision graph that has a name.
     ``files`` has every file of the export but the manifest, by relative path with forward
     slashes.
     """
@@ -90,6 +92,7 @@ class Manifest:
     vision_quant: str | None
     prefill_quant: str | None
     graphs: dict[str, GraphSpec]
+    dims: dict[str, DimRange]
     kv_cache: KVCacheSpec
     max_prefill_len: int
     max_seq_len: int
@@ -123,6 +126,11 @@ class Manifest:
 
         if self.selector.inside_llm:
             _check_split(self)
+
+    @property
+    def has_variable_tokens(self) -> bool:
+        """Whether the number of visual tokens depends on the picture."""
+        return "tokens" in self.dims
 
     @property
     def llm_graphs(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from divprune.runtime.directory.manifest_checks import (
 
 __all__ = [
     "DTYPE_BYTES",
+    "DimRange",
     "FileRecord",
     "GraphSpec",
     "KVCacheSpec",
@@ -27,7 +28,7 @@ __all__ = [
     "TowerInfo",
 ]
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "bool": 1}
 
 _QUANT_METHODS = ("rtn", "mse", "awq", "gptq")
 _POSITIONS = ("contiguous", "original")
@@ -50,6 +51,20 @@ class TensorSpec:
                 check_text(f"shape[{index}]", dim)
             else:
                 check_at_least(f"shape[{index}]", dim, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DimRange:
+    """What a named dimension of a graph may be; ``optimum`` is that of a typical picture."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        check_at_least("minimum", self.minimum, 1)
+        check_at_least("optimum", self.optimum, self.minimum)
+        check_at_least("maximum", self.maximum, self.optimum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +116,24 @@ class TowerInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The checkpoint that was exported; ``revision`` is None for a local directory.
+    """The checkpoint that was exported.
 
-    ``hidden_size``, ``num_heads`` (of the queries) and ``intermediate_size`` are those of the
-    text model's layers; ``tower`` is the vision tower.
+    Attributes:
+        id: Preset, hub id or path.
+        revision: Commit of the hub; None for a local directory.
+        family: Module of ``runtime/families`` that prepares its pictures.
+        vision_model: Kind of the vision tower, as transformers calls it.
+        text_model: Kind of the decoder.
+        hidden_size: Width of the decoder's rows.
+        vocab_size: Rows of the output layer.
+        image_token_id: The token that stands for a visual token of a picture.
+        video_token_id: The same for a video; None where the family takes none.
+        position_axes: 1, or 3 where positions have time, height and width.
+        max_position_embeddings: Of the decoder.
+        num_heads: Query heads of a decoder layer.
+        intermediate_size: Width inside a decoder layer's feed-forward part.
+        tower: The vision tower.
+        facts: What the family's runtime module reads.
     """
 
     id: str
@@ -115,10 +144,13 @@ class ModelInfo:
     hidden_size: int
     vocab_size: int
     image_token_id: int
+    video_token_id: int | None
+    position_axes: int
     max_position_embeddings: int
     num_heads: int
     intermediate_size: int
     tower: TowerInfo
+    facts: dict[str, Any]
 
     def __post_init__(self) -> None:
         for field in ("id", "family", "vision_model", "text_model"):
@@ -134,12 +166,24 @@ class ModelInfo:
         ):
             check_at_least(field, getattr(self, field), 1)
         check_at_least("image_token_id", self.image_token_id, 0)
+        if self.video_token_id is not None:
+            check_at_least("video_token_id", self.video_token_id, 0)
+        check(self.position_axes in (1, 3), "position_axes", "1 or 3", self.position_axes)
+        check_plain("facts", self.facts)
+
+    @property
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """Every token that stands for a visual token in a prompt."""
+        ids = (self.image_token_id, self.video_token_id)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class SelectorInfo:
-    """How the visual tokens of one image are chosen: K = ``num_kept`` of N.
+    """How the visual tokens of one picture are chosen: K = ``num_kept`` of N.
 
+    Where N varies (the manifest has a dimension ``tokens``) N and K are those of the largest
+    picture; for another one K follows from ``keep``.
     ``nested`` says that a prefix of the selection order is itself a selection, ``merges``
     that tokens are combined, ``inside_llm`` that the choice is made between decoder layers:
     before ``parameters["layer"]``. There ``keep`` and ``num_kept`` may be 0.

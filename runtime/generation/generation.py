@@ -34,7 +34,8 @@ class Prefill:
 
     Attributes:
         images: Pruning of each picture.
-        prompt_tokens: Rows that went through the language model.
+        prompt_tokens: Rows of the pruned prompt.
+        cached_tokens: Rows of it that the KV cache held already.
         first_token: The token chosen after them.
         laps: Milliseconds of preprocess, vision, merge, prefill and first_sample.
         selection_ms: What a selection inside the language model took of prefill.
@@ -44,6 +45,7 @@ class Prefill:
 
     images: tuple[ImageResult, ...]
     prompt_tokens: int
+    cached_tokens: int
     first_token: int
     laps: dict[str, float]
     selection_ms: float | None
@@ -144,6 +146,7 @@ class Generation(Iterator[str]):
             token_ids=tuple(self._token_ids),
             images=prefill.images,
             prompt_tokens=prefill.prompt_tokens,
+            cached_tokens=prefill.cached_tokens,
             finish_reason=reason,
             timings=Timings(
                 **prefill.laps, decode=tuple(self._decode_ms), selection=prefill.selection_ms

@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from divprune.runtime.directory.keep import kept_count
-from divprune.runtime.errors import NumericalError, OptionError
+from divprune.runtime.directory.keep import AutoKeep, kept_count
+from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from divprune.runtime.backends import ImageFeatures
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
 
-__all__ = ["KeptTokens", "kept_rows", "resolve_keep", "selector_flags", "take_kept"]
+__all__ = [
+    "KeepRule",
+    "KeptTokens",
+    "exported_count",
+    "resolve_keep",
+    "selector_flags",
+    "take_kept",
+]
 
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """The kept tokens of one picture.
+    """The kept tokens of one picture or video.
 
     Attributes:
         indices: int64 [k], ascending places in the raster order of all N tokens.
@@ -32,59 +38,81 @@ class KeptTokens:
         num_image_tokens: N, tokens before pruning.
         order: int64 [k], the same places in the order in which they were selected; None where
             all tokens are kept without a selection.
+        planes: Further rows [k, hidden] of the same tokens, for later decoder layers.
+        cover: The least similarity of a dropped token to its most similar kept one, where the
+            graph tells it.
     """
 
     indices: NDArray[np.int64]
     features: NDArray[np.floating]
     num_image_tokens: int
     order: NDArray[np.int64] | None = None
+    planes: tuple[NDArray[np.floating], ...] = ()
+    cover: float | None = None
 
 
-def resolve_keep(manifest: Manifest, keep: float | None) -> int:
-    """Tokens to keep of each picture; ``None`` asks for what the directory was exported with.
+@dataclass(frozen=True)
+class KeepRule:
+    """How many tokens of a picture are kept. Made by `KeepRule.of`, which checks it.
 
-    Raises:
-        OptionError: if ``keep`` is no fraction, or this directory cannot serve it: more than
-            it was exported with, everything where the baseline was left out, or less where
-            the order of selection is not nested.
+    Attributes:
+        manifest: Of the engine directory.
+        keep: A fraction, a similarity to reach, or None: as exported.
     """
+
+    manifest: Manifest
+    keep: Keep | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, keep: Keep | None) -> KeepRule:
+        """A rule that this directory can follow for its largest picture.
+
+        Raises:
+            OptionError: if ``keep`` is no fraction, or this directory cannot serve it: more
+                than it was exported with, everything where the baseline was left out, or less
+                where the order of selection is not nested.
+            UnsupportedError: for ``auto:`` where the graph tells no cover.
+        """
+        rule = cls(manifest, keep)
+        if isinstance(keep, AutoKeep):
+            _require_cover(manifest, keep)
+        rule.count(manifest.selector.num_image_tokens)
+        return rule
+
+    def count(self, num_image_tokens: int, cover: NDArray[np.float32] | None = None) -> int:
+        """Tokens to keep of a picture with N of them.
+
+        Args:
+            num_image_tokens: N.
+            cover: float32 [K], ``selection_cover`` of the picture; needed for ``auto:`` only.
+        """
+        if not isinstance(self.keep, AutoKeep):
+            return _count(self.manifest, self.keep, num_image_tokens)
+        most = exported_count(self.manifest, num_image_tokens)
+        if cover is None:
+            return most
+        reached = np.flatnonzero(cover >= np.float32(self.keep.cover))
+        return int(reached[0]) + 1 if len(reached) else len(cover)
+
+
+def exported_count(manifest: Manifest, num_image_tokens: int) -> int:
+    """K of N tokens as the directory was exported: what its vision graph selects."""
     selector = manifest.selector
-    if keep is None or keep == selector.keep < 1:  # which may keep fewer than it rounds to
-        return selector.num_kept
-    count = kept_count(keep, selector.num_image_tokens)
-    if count == selector.num_kept:
-        return count
-    if count == selector.num_image_tokens:
-        _require_baseline(manifest, keep)
-    elif selector.num_kept == 0:
-        raise OptionError(
-            f"selector {selector.name} keeps no visual token and takes no --keep",
-            expected="no --keep, or --keep 1.0 for the baseline",
-            found=f"{keep:g} ({count} of {selector.num_image_tokens} tokens)",
-            fix="leave --keep out",
-        )
-    elif count > selector.num_kept:
-        raise OptionError(
-            "--keep is larger than what this engine directory was exported with",
-            expected=f"at most {selector.keep:g} ({selector.num_kept} tokens)",
-            found=f"{keep:g} ({count} of {selector.num_image_tokens} tokens)",
-            fix=_export_command(manifest, keep),
-        )
-    elif not selector.nested:
-        raise OptionError(
-            f"selector {selector.name} cannot keep fewer tokens than it was exported with",
-            expected=f"{selector.keep:g} ({selector.num_kept} tokens)",
-            found=f"{keep:g} ({count} tokens)",
-            fix=_export_command(manifest, keep),
-        )
-    return count
+    if num_image_tokens == selector.num_image_tokens or selector.keep == 0:
+        return min(selector.num_kept, num_image_tokens)  # fewer than it rounds to: ``downsample``
+    return kept_count(selector.keep, num_image_tokens)
+
+
+def resolve_keep(manifest: Manifest, keep: Keep | None) -> int:
+    """Tokens to keep of the largest picture; the errors are those of `KeepRule.of`."""
+    return KeepRule.of(manifest, keep).count(manifest.selector.num_image_tokens)
 
 
 def take_kept(features: ImageFeatures, count: int) -> KeptTokens:
     """Keep ``count`` tokens of one picture, in raster order.
 
     A nested order's first ``count`` choices are what ``count`` alone would have chosen; where
-    the order is not nested, ``resolve_keep`` refuses such a count. Rows that a selector merged
+    the order is not nested, ``KeepRule`` refuses such a count. Rows that a selector merged
     are taken as they come: ``indices`` says where in the picture each of them stands.
 
     Args:
@@ -97,6 +125,21 @@ def take_kept(features: ImageFeatures, count: int) -> KeptTokens:
     """
     num_tokens, num_selected = features.num_image_tokens, len(features.selection_order)
     rows = features.rows_behind(count)
+    _check_finite(features, rows, count)
+    order = features.selection_order[:count] if count <= num_selected else None
+    cover = None
+    if features.cover is not None and order is not None:
+        cover = float(features.cover[count - 1])
+    if count == num_tokens:
+        everything = np.arange(count, dtype=np.int64)
+        return KeptTokens(everything, rows, count, order, features.planes, cover)
+    indices = np.sort(features.selection_order[:count])
+    kept = features.selected_features if count == num_selected else rows[indices]
+    planes = tuple(plane[indices] for plane in features.planes)
+    return KeptTokens(indices, kept, num_tokens, order, planes, cover)
+
+
+def _check_finite(features: ImageFeatures, rows: NDArray[np.floating], count: int) -> None:
     broken = features.broken_behind(count)
     if broken is None:
         broken = int(np.count_nonzero(~np.isfinite(rows).all(axis=1)))
@@ -107,43 +150,60 @@ def take_kept(features: ImageFeatures, count: int) -> KeptTokens:
             found=f"{broken} of {len(rows)} tokens are not finite",
             fix="export again with --dtype fp32",
         )
-    order = features.selection_order[:count] if count <= num_selected else None
+
+
+def _count(manifest: Manifest, keep: float | None, num_tokens: int) -> int:
+    selector, most = manifest.selector, exported_count(manifest, num_tokens)
+    if keep is None or keep == selector.keep < 1:
+        return most
+    count = kept_count(keep, num_tokens)
+    if count == most:
+        return count
     if count == num_tokens:
-        return KeptTokens(np.arange(count, dtype=np.int64), rows, count, order)
-    indices = np.sort(features.selection_order[:count])
-    kept = features.selected_features if count == num_selected else rows[indices]
-    return KeptTokens(indices, kept, num_tokens, order)
+        _require_baseline(manifest, keep, num_tokens)
+    elif most == 0:
+        raise OptionError(
+            f"selector {selector.name} keeps no visual token and takes no --keep",
+            expected="no --keep, or --keep 1.0 for the baseline",
+            found=f"{keep:g} ({count} of {num_tokens} tokens)",
+            fix="leave --keep out",
+        )
+    elif count > most:
+        raise OptionError(
+            "--keep is larger than what this engine directory was exported with",
+            expected=f"at most {selector.keep:g} ({most} tokens)",
+            found=f"{keep:g} ({count} of {num_tokens} tokens)",
+            fix=_export_command(manifest, keep),
+        )
+    elif not selector.nested:
+        raise OptionError(
+            f"selector {selector.name} cannot keep fewer tokens than it was exported with",
+            expected=f"{selector.keep:g} ({most} tokens)",
+            found=f"{keep:g} ({count} tokens)",
+            fix=_export_command(manifest, keep),
+        )
+    return count
 
 
-def kept_rows(
-    num_rows: int,
-    first_slots: Sequence[int],
-    num_image_tokens: int,
-    kept: Sequence[NDArray[np.int64]],
-) -> NDArray[np.int64]:
-    """Rows of a prompt that go on behind a selection inside the LLM, ascending.
-
-    Args:
-        num_rows: Rows of the prompt.
-        first_slots: Row of the first visual token of each picture.
-        num_image_tokens: N, visual tokens of each picture in the prompt.
-        kept: int64 [k], places among them of those that stay, for each picture.
-    """
-    stays = np.ones(num_rows, bool)
-    for first, places in zip(first_slots, kept, strict=True):
-        stays[first : first + num_image_tokens] = False
-        stays[first + places] = True
-    return np.flatnonzero(stays)
+def _require_cover(manifest: Manifest, keep: AutoKeep) -> None:
+    outputs = {tensor.name for tensor in manifest.graphs["vision"].outputs}
+    if "selection_cover" not in outputs:
+        raise UnsupportedError(
+            f"selector {manifest.selector.name} does not tell how well the kept tokens stand for "
+            "the dropped ones",
+            expected="a fraction for --keep, or a directory whose selector is divprune",
+            found=f"--keep {keep}",
+        )
 
 
-def _require_baseline(manifest: Manifest, keep: float) -> None:
+def _require_baseline(manifest: Manifest, keep: float, num_tokens: int) -> None:
     if manifest.baseline:
         return
     selector = manifest.selector
     raise OptionError(
         "this engine directory was exported without the baseline that keeps every token",
         expected=f"--keep of at most {selector.keep:g}",
-        found=f"{keep:g} ({selector.num_image_tokens} of {selector.num_image_tokens} tokens)",
+        found=f"{keep:g} ({num_tokens} of {num_tokens} tokens)",
         fix=f"{_export_command(manifest, selector.keep)}, without --no-baseline",
     )
 

@@ -14,23 +14,23 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from divprune.runtime.errors import OptionError, UnsupportedError
+from divprune.runtime.errors import OptionError
 
 if TYPE_CHECKING:
-    from divprune.runtime.inputs.image_processor import Geometry, ImageProcessor
+    from divprune.runtime.families import TokenMap
 
     Box = tuple[int, int, int, int]
 
 __all__ = [
     "ENDINGS",
-    "PatchGrid",
     "count_undrawn",
+    "draw_contact_sheet",
     "draw_overlay",
     "encode_overlay",
     "nothing_to_number",
@@ -49,76 +49,12 @@ _SMALLEST_FONT = 8
 _LARGEST_FONT = 64
 _NUMBERED_PATCH = 26
 _LARGEST_ENLARGED = 4096
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """How the visual tokens of one picture lie on the vision tower's input.
-
-    Attributes:
-        rows: Patches from top to bottom.
-        columns: Patches from left to right.
-        patch: Side of a patch in pixels of the tower's input.
-        leading: Tokens before the first patch: 1 where the class token is kept, otherwise 0.
-    """
-
-    rows: int
-    columns: int
-    patch: int
-    leading: int = 0
-
-    @classmethod
-    def derive(cls, num_image_tokens: int, size: tuple[int, int]) -> PatchGrid:
-        """Find the grid that gives this number of tokens.
-
-        A tower cuts its input into square patches from the top left corner on, and drops what
-        is left over at the right and at the bottom: 384 pixels are 27 patches of 14. Of the
-        patch sizes that give the number, the one that divides the input is taken.
-
-        Args:
-            num_image_tokens: N, tokens before pruning.
-            size: (height, width) of the tower's input.
-
-        Raises:
-            UnsupportedError: if no patch size gives the number, or several do.
-        """
-        for leading in (0, 1):
-            grids = _grids(num_image_tokens - leading, size, leading)
-            exact = [grid for grid in grids if size[0] % grid.patch == size[1] % grid.patch == 0]
-            if len(found := exact or grids) == 1:
-                return found[0]
-            if found:
-                break
-        else:
-            grids = []
-        raise UnsupportedError(
-            "it is not known where in the picture a visual token lies",
-            expected=f"square patches, the same number in all, of {size[1]} x {size[0]} pixels",
-            found=f"{num_image_tokens} visual tokens, which "
-            + (f"{len(grids)} patch sizes give" if grids else "no patch size gives"),
-            fix="run without --overlay",
-        )
-
-    @property
-    def num_image_tokens(self) -> int:
-        """N, patches and leading tokens."""
-        return self.rows * self.columns + self.leading
-
-    def corners(self, index: int) -> tuple[int, int, int, int] | None:
-        """Left, top, right and bottom of a token's patch on the input; None: it has none."""
-        if not 0 <= index < self.num_image_tokens:
-            raise ValueError(f"token {index} of {self.num_image_tokens}")
-        if index < self.leading:
-            return None
-        row, column = divmod(index - self.leading, self.columns)
-        left, top = column * self.patch, row * self.patch
-        return left, top, left + self.patch, top + self.patch
+_GAP = 8
 
 
 def draw_overlay(
     picture: Image.Image,
-    processor: ImageProcessor,
-    grid: PatchGrid,
+    token_map: TokenMap,
     kept_indices: Collection[int],
     selection_order: Sequence[int] | None = None,
 ) -> Image.Image:
@@ -126,65 +62,112 @@ def draw_overlay(
 
     Args:
         picture: As `load_image` returns it.
-        processor: The image processor that the picture went through.
-        grid: The patches on the processor's output.
+        token_map: Where in the picture each visual token lies.
         kept_indices: The tokens that the language model saw.
         selection_order: The same tokens in the order in which they were chosen: they are
             numbered from 1. A number that does not fit into what is visible of its patch is
             left out.
 
     Returns:
-        RGB, in the size of the picture. With numbers a small picture is enlarged by a whole
-        number, so that there is room for them.
+        RGB, in the size of the picture; views that overlap stand side by side. With numbers a
+        small picture is enlarged by a whole number, so that there is room for them.
 
     Raises:
-        ValueError: if an index is outside the grid, or the order is one of other tokens.
+        ValueError: if an index is outside the map.
     """
-    if selection_order is not None and sorted(selection_order) != sorted(kept_indices):
-        raise ValueError("the selection order does not hold the kept indices")
-    geometry = processor.geometry(*picture.size)
-    scale = 1 if selection_order is None else _enlargement(geometry, grid)
-    source = picture.convert("RGB")
-    if scale > 1:
-        source = source.resize((source.width * scale, source.height * scale))
-    boxes = _boxes(geometry, grid, kept_indices, scale)
-    if undrawn := len(kept_indices) - len(boxes):
-        log.warning(
-            "%d of %d kept tokens lie outside the picture (padding) and are not drawn",
-            undrawn,
-            len(kept_indices),
-        )
-    canvas = _dimmed(source, *_OUTSIDE)
-    removed = _visible(geometry, (0, 0, grid.columns * grid.patch, grid.rows * grid.patch), scale)
-    if removed is not None:
-        canvas.paste(_dimmed(source.crop(removed), *_REMOVED), removed)
-    for box in boxes.values():
-        canvas.paste(source.crop(box), box)
-    _draw_outlines(canvas, list(boxes.values()))
-    if selection_order is not None:
-        _draw_numbers(canvas, [boxes.get(index) for index in selection_order])
+    panels = sorted(set(token_map.panels.tolist()))
+    if undrawn := count_undrawn(token_map, kept_indices):
+        log.warning("%d kept tokens lie in padding or stand for no patch: not drawn", undrawn)
+    scale = 1 if selection_order is None else _enlargement(picture.size, token_map)
+    numbers = {token: i for i, token in enumerate(selection_order or (), start=1)}
+    views = [
+        _draw_view(picture, _panel_boxes(token_map, panel, scale), kept_indices, numbers, scale)
+        for panel in panels
+    ]
+    return views[0] if len(views) == 1 else _side_by_side(views)
+
+
+def draw_contact_sheet(
+    frames: Sequence[Image.Image],
+    token_map: TokenMap,
+    kept_indices: Collection[int],
+    selection_order: Sequence[int] | None = None,
+) -> Image.Image:
+    """Draw which patches of each frame of a video were kept, frames in reading order.
+
+    Args:
+        frames: Those that the family took, in the order of ``token_map.panel_names``.
+        token_map: Where in its frame each visual token lies.
+        kept_indices: The tokens that the language model saw.
+        selection_order: As for ``draw_overlay``.
+    """
+    numbers = {token: i for i, token in enumerate(selection_order or (), start=1)}
+    views = [
+        _draw_view(frame, _panel_boxes(token_map, panel, 1), kept_indices, numbers, 1)
+        for panel, frame in enumerate(frames)
+    ]
+    columns = math.ceil(math.sqrt(len(views)))
+    rows = [_side_by_side(views[i : i + columns]) for i in range(0, len(views), columns)]
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height + _GAP for row in rows) - _GAP))
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + _GAP
+    return sheet
+
+
+def count_undrawn(token_map: TokenMap, kept_indices: Collection[int]) -> int:
+    """How many kept tokens an overlay cannot show: padding only, or no patch at all.
+
+    Raises:
+        ValueError: if an index is outside the map.
+    """
+    kept = np.array(sorted(kept_indices), np.int64)
+    if len(kept) and not 0 <= kept[0] <= kept[-1] < len(token_map.boxes):
+        raise ValueError(f"token {kept[-1]} of {len(token_map.boxes)}")
+    return int(np.isnan(token_map.boxes[kept, 0]).sum())
+
+
+def _panel_boxes(token_map: TokenMap, panel: int, scale: int) -> dict[int, Box]:
+    """Where in the drawing each token of a view lies, without those that lie nowhere."""
+    boxes: dict[int, Box] = {}
+    for token in np.flatnonzero(token_map.panels == panel).tolist():
+        corners = token_map.boxes[token]
+        if not np.isnan(corners[0]):
+            left, top, right, bottom = (round(float(each) * scale) for each in corners)
+            if left < right and top < bottom:
+                boxes[token] = (left, top, right, bottom)
+    return boxes
+
+
+def _draw_view(
+    picture: Image.Image,
+    boxes: Mapping[int, Box],
+    kept: Collection[int],
+    numbers: Mapping[int, int],
+    scale: int,
+) -> Image.Image:
+    """One view: what no token covers dark, removed patches grey, kept ones bright."""
+    size = (picture.width * scale, picture.height * scale)
+    large = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+    canvas, removed = _dimmed(large, *_OUTSIDE), _dimmed(large, *_REMOVED)
+    bright = [box for token, box in boxes.items() if token in kept]
+    for token, box in boxes.items():
+        canvas.paste((large if token in kept else removed).crop(box), box[:2])
+    _draw_outlines(canvas, bright)
+    if numbers:
+        _draw_numbers(canvas, {n: boxes[t] for t, n in numbers.items() if t in boxes})
     return canvas
 
 
-def count_undrawn(
-    size: tuple[int, int],
-    processor: ImageProcessor,
-    grid: PatchGrid,
-    kept_indices: Collection[int],
-) -> int:
-    """How many kept tokens an overlay cannot show: padding only, or no patch at all.
-
-    Args:
-        size: (width, height) of the picture.
-        processor: The image processor that the picture went through.
-        grid: The patches on the processor's output.
-        kept_indices: The tokens that the language model saw.
-
-    Raises:
-        ValueError: if an index is outside the grid.
-    """
-    geometry = processor.geometry(*size)
-    return len(kept_indices) - len(_boxes(geometry, grid, kept_indices, 1))
+def _side_by_side(views: Sequence[Image.Image]) -> Image.Image:
+    width = sum(view.width + _GAP for view in views) - _GAP
+    sheet = Image.new("RGB", (width, max(view.height for view in views)))
+    left = 0
+    for view in views:
+        sheet.paste(view, (left, 0))
+        left += view.width + _GAP
+    return sheet
 
 
 def encode_overlay(overlay: Image.Image, ending: str = ".png") -> bytes:
@@ -204,44 +187,15 @@ def nothing_to_number() -> OptionError:
     )
 
 
-def _grids(patches: int, size: tuple[int, int], leading: int) -> list[PatchGrid]:
-    height, width = size
-    shapes = ((height // side, width // side, side) for side in range(1, min(size) + 1))
-    return [PatchGrid(*shape, leading) for shape in shapes if shape[0] * shape[1] == patches]
-
-
-def _enlargement(geometry: Geometry, grid: PatchGrid) -> int:
+def _enlargement(size: tuple[int, int], token_map: TokenMap) -> int:
     """The whole number that makes room for numbers, as far as the picture stays drawable."""
-    corners = (geometry.to_picture(0, 0), geometry.to_picture(grid.patch, grid.patch))
-    side = min(end - start for start, end in zip(*corners, strict=True))
-    wanted = math.ceil(_NUMBERED_PATCH / side)
-    return max(1, min(wanted, _LARGEST_ENLARGED // max(geometry.picture)))
-
-
-def _boxes(
-    geometry: Geometry, grid: PatchGrid, indices: Collection[int], scale: int
-) -> dict[int, Box]:
-    """Where in the picture each token's patch lies, without those that lie nowhere in it."""
-    patches = {index: _visible(geometry, grid.corners(index), scale) for index in indices}
-    return {index: box for index, box in patches.items() if box is not None}
-
-
-def _visible(
-    geometry: Geometry, corners: tuple[int, int, int, int] | None, scale: int
-) -> Box | None:
-    """What of a rectangle of the tower's input lies in the picture; None: nothing."""
-    if corners is None:
-        return None
-    left, top = geometry.to_picture(*corners[:2])
-    right, bottom = geometry.to_picture(*corners[2:])
-    width, height = geometry.picture
-    box = (
-        round(max(left, 0) * scale),
-        round(max(top, 0) * scale),
-        round(min(right, width) * scale),
-        round(min(bottom, height) * scale),
-    )
-    return box if box[0] < box[2] and box[1] < box[3] else None
+    sides = token_map.boxes[:, 2:] - token_map.boxes[:, :2]
+    whole = sides[~np.isnan(sides[:, 0])]
+    if not len(whole):
+        return 1
+    # The largest patches are whole ones; those at an edge may be cut.
+    wanted = math.ceil(_NUMBERED_PATCH / float(whole.max(axis=0).min()))
+    return max(1, min(wanted, _LARGEST_ENLARGED // max(size)))
 
 
 def _dimmed(picture: Image.Image, grey: float, brightness: float) -> Image.Image:
@@ -259,20 +213,19 @@ def _draw_outlines(canvas: Image.Image, boxes: Sequence[Box]) -> None:
             draw.rectangle((left, top, right - 1, bottom - 1), outline=_OUTLINE, width=line)
 
 
-def _draw_numbers(canvas: Image.Image, boxes: Sequence[Box | None]) -> None:
-    """Number the patches from 1, in one size that suits the largest number in a whole patch."""
-    visible = [box for box in boxes if box is not None]
-    if not visible:
+def _draw_numbers(canvas: Image.Image, boxes: Mapping[int, Box]) -> None:
+    """Number patches, in one size that suits the largest number in a whole patch."""
+    if not boxes:
         return
-    width = max(right - left for left, _, right, _ in visible)
-    height = max(bottom - top for _, top, _, bottom in visible)
-    font = _fitting_font(str(len(boxes)), width, height)
+    width = max(right - left for left, _, right, _ in boxes.values())
+    height = max(bottom - top for _, top, _, bottom in boxes.values())
+    font = _fitting_font(str(max(boxes)), width, height)
     if font is None:
         return
     draw = ImageDraw.Draw(canvas)
     stroke = max(1, round(font.size / 10))
-    for number, box in enumerate(boxes, start=1):
-        if box is None or not _fits(str(number), font, box[2] - box[0], box[3] - box[1]):
+    for number, box in boxes.items():
+        if not _fits(str(number), font, box[2] - box[0], box[3] - box[1]):
             continue
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         draw.text(

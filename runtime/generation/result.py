@@ -10,6 +10,7 @@ from divprune.runtime.directory.keep import describe_keep
 __all__ = ["FinishReason", "GenerationResult", "ImageResult", "Memory", "Timings"]
 
 FinishReason = Literal["stop", "length"]
+_NO_PICTURE: dict[str, Any] = {"kept_indices": [], "num_image_tokens": 0, "num_kept": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,20 @@ class ImageResult:
         num_image_tokens: N, tokens before pruning.
         selection_order: The kept tokens in the order in which they were selected; None where
             all tokens are kept without a selection.
+        kind: ``image`` or ``video``.
+        cover: The least similarity of a dropped token to its most similar kept one, where the
+            selector tells it.
+        note: What was done to it, such as that it was scaled down; or None.
+        num_media: Pictures and videos in the request, which some families prepare differently.
     """
 
     kept_indices: tuple[int, ...]
     num_image_tokens: int
     selection_order: tuple[int, ...] | None = None
+    kind: str = "image"
+    cover: float | None = None
+    note: str | None = None
+    num_media: int = 1
 
     @property
     def num_kept(self) -> int:
@@ -38,6 +48,9 @@ class ImageResult:
             "kept_indices": list(self.kept_indices),
             "num_image_tokens": self.num_image_tokens,
             "num_kept": self.num_kept,
+            "kind": self.kind,
+            "cover": None if self.cover is None else round(self.cover, 6),
+            "note": self.note,
         }
 
 
@@ -119,7 +132,9 @@ class GenerationResult:
         text: The answer, without special tokens.
         token_ids: New tokens, a final end-of-sequence token included.
         images: One record for each picture, in the order of the prompt.
-        prompt_tokens: Rows that prefill processed, in its first layer.
+        prompt_tokens: Rows of the pruned prompt.
+        cached_tokens: Rows of it that the KV cache held from an earlier prompt; prefill processed
+            the others.
         finish_reason: ``stop`` at an end-of-sequence token, ``length`` at the limit.
         timings: Where the time went.
         memory: Where the memory went.
@@ -130,6 +145,7 @@ class GenerationResult:
     token_ids: tuple[int, ...]
     images: tuple[ImageResult, ...]
     prompt_tokens: int
+    cached_tokens: int
     finish_reason: FinishReason
     timings: Timings
     memory: Memory
@@ -137,17 +153,21 @@ class GenerationResult:
 
     def describe_keep(self) -> str:
         """The sentence every report uses, over all pictures."""
+        if not self.images:
+            return "no picture"
         kept = sum(image.num_kept for image in self.images)
         sentence = describe_keep(kept, sum(image.num_image_tokens for image in self.images))
         return sentence if len(self.images) == 1 else f"{sentence} in {len(self.images)} images"
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``--json`` prints; the first picture is mirrored at the top."""
+        first = self.images[0].to_dict() if self.images else _NO_PICTURE
         return {
             "text": self.text,
             "token_ids": list(self.token_ids),
-            **self.images[0].to_dict(),
+            **{name: first[name] for name in _NO_PICTURE},
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "finish_reason": self.finish_reason,
             "timings_ms": self.timings.to_dict(),
             "memory_bytes": self.memory.to_dict(),

@@ -1,124 +1,171 @@
-"""One question about pictures as the token ids that prefill takes."""
+"""A conversation as token ids, with one row for every visual token before pruning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from divprune.runtime.errors import PromptError
-from divprune.runtime.inputs.chat_template import ChatTemplate
-from divprune.runtime.inputs.tokenization import TextTokenizer
 
-__all__ = ["Prompt", "build_prompt", "expand_prompt"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from divprune.runtime.families import MediaKind
+    from divprune.runtime.inputs.chat_template import ChatTemplate
+    from divprune.runtime.inputs.messages import Conversation
+    from divprune.runtime.inputs.tokenization import TextTokenizer
+
+__all__ = ["Expansion", "Prompt", "build_prompt", "staying_rows"]
+
+
+class Expansion(Protocol):
+    """What stands in a prompt for a picture or video (``families.Prepared``)."""
+
+    @property
+    def kind(self) -> MediaKind:
+        """Picture or video."""
+
+    @property
+    def text(self) -> str:
+        """Its text, with one visual token a run."""
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Visual tokens of each run."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt.
+    """A rendered prompt of L rows.
 
     Attributes:
-        text: What the chat template wrote.
-        ids: Its token ids, exactly one image token a picture.
-        image_positions: Where in ``ids`` the image tokens stand, ascending.
+        text: What the chat template wrote, with the text of pictures and videos put in.
+        ids: int64 [L].
+        is_visual: bool [L], True for the rows of visual tokens.
+        spans: For each picture and video the rows int64 [N] of its visual tokens, ascending.
     """
 
     text: str
-    ids: tuple[int, ...]
-    image_positions: tuple[int, ...]
+    ids: NDArray[np.int64]
+    is_visual: NDArray[np.bool_]
+    spans: tuple[NDArray[np.int64], ...]
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Rows that are no visual tokens."""
+        return len(self.ids) - int(self.is_visual.sum())
 
 
 def build_prompt(
-    question: str,
-    num_images: int,
+    conversation: Conversation,
+    media: Sequence[Expansion],
+    placeholders: Mapping[MediaKind, str],
     template: ChatTemplate,
     tokenizer: TextTokenizer,
-    image_token_id: int,
+    visual_token_ids: Sequence[int],
 ) -> Prompt:
-    """Put one user's question about ``num_images`` pictures into the checkpoint's own form.
+    """Write a conversation in the checkpoint's own form.
 
-    Raises:
-        PromptError: The question is empty or not text, the template refuses it, or the prompt
-            does not hold one image token a picture.
-    """
-    _check_question(question)
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(num_images)]
-    content.append({"type": "text", "text": question})
-    text = template.render([{"role": "user", "content": content}])
-    ids = tuple(tokenizer.encode(text))
-    positions = tuple(place for place, token in enumerate(ids) if token == image_token_id)
-    if len(positions) != num_images:
-        raise _wrong_number(question, num_images, len(positions), tokenizer, image_token_id)
-    return Prompt(text, ids, positions)
-
-
-def expand_prompt(
-    prompt: Prompt, counts: Sequence[int], image_token_id: int
-) -> npt.NDArray[np.int64]:
-    """Repeat each image token as often as its picture has tokens to show.
+    The text of a picture is put in before the text is tokenised: what surrounds a visual token
+    may merge with its neighbours.
 
     Args:
-        prompt: With one image token a picture.
-        counts: Kept tokens of each picture, in the order of the prompt.
-        image_token_id: The token that ``prompt.image_positions`` point at.
-
-    Returns:
-        int64 [S], S = text tokens + sum(counts).
+        conversation: The messages.
+        media: What stands for each of its pictures and videos, in order.
+        placeholders: What the chat template writes where one stands.
+        template: The checkpoint's chat template.
+        tokenizer: The checkpoint's tokenizer.
+        visual_token_ids: The tokens that stand for visual tokens.
 
     Raises:
-        ValueError: The counts are not one positive number a picture.
+        PromptError: if the question is empty, a text holds a placeholder, the template refuses
+            the conversation, or does not write one placeholder for every picture.
     """
-    if len(counts) != len(prompt.image_positions) or any(count < 1 for count in counts):
-        raise ValueError(f"{len(prompt.image_positions)} images, but token counts {list(counts)}")
-    ids = np.array(prompt.ids, dtype=np.int64)
-    if np.any(ids[list(prompt.image_positions)] != image_token_id):
-        raise ValueError(f"{image_token_id} is not the image token this prompt was built with")
-    repeats = np.ones(len(ids), dtype=np.int64)
-    repeats[list(prompt.image_positions)] = counts
-    return np.repeat(ids, repeats)
-
-
-def _check_question(question: str) -> None:
-    if not question.strip():
+    _check_texts(conversation, placeholders)
+    rendered = template.render(conversation.messages)
+    text = _put_in(rendered, media, placeholders)
+    ids = np.array(tokenizer.encode(text), np.int64)
+    is_visual = np.isin(ids, visual_token_ids)
+    runs = [length for each in media for length in each.runs]
+    if int(is_visual.sum()) != len(runs):
         raise PromptError(
-            "the question is empty",
-            expected="some text",
-            found=repr(question),
-            fix='--prompt "What is in this picture?"',
+            "the tokenizer does not read the placeholders of the pictures as single tokens",
+            expected=f"{len(runs)} visual tokens in the prompt",
+            found=f"{int(is_visual.sum())}",
+            fix="export again from a checkpoint whose tokenizer belongs to the model",
         )
-    try:
-        question.encode("utf-8")
-    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8
-        raise PromptError(
-            "the question is not valid Unicode text",
-            expected="UTF-8",
-            found=ascii(question),
-            fix="check the terminal's encoding (LANG, LC_ALL)",
-        ) from error
+    repeats = np.ones(len(ids), np.int64)
+    repeats[is_visual] = runs
+    rows = np.flatnonzero(np.repeat(is_visual, repeats))
+    ends = np.cumsum([sum(each.runs) for each in media])
+    spans = tuple(np.split(rows, ends[:-1])) if media else ()
+    return Prompt(text, np.repeat(ids, repeats), np.repeat(is_visual, repeats), spans)
+
+
+def staying_rows(
+    num_rows: int, spans: Sequence[NDArray[np.int64]], kept: Sequence[NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Rows of a prompt that are left when visual tokens are removed, ascending.
+
+    Args:
+        num_rows: L.
+        spans: For each picture and video the rows int64 [N] of its visual tokens.
+        kept: int64 [K], which of them stay.
+    """
+    stays = np.ones(num_rows, bool)
+    for rows, places in zip(spans, kept, strict=True):
+        stays[rows] = False
+        stays[rows[places]] = True
+    return np.flatnonzero(stays)
+
+
+def _put_in(
+    rendered: str, media: Sequence[Expansion], placeholders: Mapping[MediaKind, str]
+) -> str:
+    """Replace each placeholder by the text of its picture or video."""
+    kinds = {text: kind for kind, text in placeholders.items()}
+    longest_first = sorted(kinds, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+    found = [kinds[match[0]] for match in pattern.finditer(rendered)]
+    wanted = [each.kind for each in media]
+    if found != wanted:
+        raise _wrong_number(wanted, found, placeholders)
+    texts = iter([each.text for each in media])
+    return pattern.sub(lambda match: next(texts), rendered)
+
+
+def _check_texts(conversation: Conversation, placeholders: Mapping[MediaKind, str]) -> None:
+    for kind, placeholder in placeholders.items():
+        if any(placeholder in text for text in conversation.texts):
+            raise PromptError(
+                f"the question itself contains the {kind} placeholder {placeholder!r}",
+                expected="text without it",
+                found=placeholder,
+                fix="leave it out of --prompt: the chat template places the pictures",
+            )
 
 
 def _wrong_number(
-    question: str, expected: int, found: int, tokenizer: TextTokenizer, image_token_id: int
+    wanted: Sequence[str], found: Sequence[str], placeholders: Mapping[MediaKind, str]
 ) -> PromptError:
-    name = tokenizer.token(image_token_id)
-    if image_token_id in tokenizer.encode(question):
-        what = f"the question itself contains the image placeholder {name!r}"
-        fix = "leave it out of --prompt: the chat template places the images"
-    elif name is None:
-        what = f"the tokenizer has no token {image_token_id}, the model's image placeholder"
-        fix = "export again from a checkpoint whose tokenizer belongs to the model"
-    else:
-        what = f"the chat template does not write one image placeholder {name!r} for every image"
-        fix = (
-            "export again with a chat_template.jinja that writes the placeholder for entries "
-            'of type "image"'
+    kinds: tuple[MediaKind, ...] = ("image", "video")
+    kind = next((k for k in kinds if wanted.count(k) != found.count(k)), kinds[0])
+    if kind not in placeholders:
+        return PromptError(
+            f"this model takes no {kind}s",
+            expected=", ".join(placeholders),
+            found=f"{wanted.count(kind)} {kind}s",
         )
     return PromptError(
-        what,
-        expected=f"{expected} image tokens in the prompt",
-        found=f"{found} image tokens in the prompt",
-        fix=fix,
+        f"the chat template does not write one {kind} placeholder {placeholders[kind]!r} for "
+        f"every {kind}, in order",
+        expected=f"{wanted.count(kind)} in the prompt",
+        found=f"{found.count(kind)} in the prompt",
+        fix="put pictures into messages of a role whose content the template writes (user), or "
+        "export again with a chat_template.jinja that writes the placeholder for entries of "
+        f'type "{kind}"',
     )

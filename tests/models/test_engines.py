@@ -64,12 +64,13 @@ def test_random_selection_keeps_as_many_tokens_but_others(engines, exam):
         "crop_size": {"height": 112, "width": 112},
     }
     pixels = ImageProcessor.from_config(config)(Image.fromarray(exam[0].pixels))
-    chosen = backend.encode_image(pixels)
+    inputs = {"pixel_values": pixels}
+    chosen = backend.encode_image(inputs)
     chance = RememberedPictures(RandomSelection(backend, seed=0))
-    drawn = chance.encode_image(pixels)
+    drawn = chance.encode_image(inputs)
     assert drawn.selection_order.shape == chosen.selection_order.shape == (49,)
     assert len(set(drawn.selection_order.tolist())) == 49
     assert set(drawn.selection_order.tolist()) != set(chosen.selection_order.tolist())
     ascending = np.sort(drawn.selection_order)
     np.testing.assert_array_equal(drawn.selected_features, drawn.image_features[ascending])
-    assert chance.encode_image(pixels) is drawn
+    assert chance.encode_image(inputs) is drawn

@@ -15,9 +15,10 @@ FOLDERS = ("configs", "export", "plugins", "runtime")
 LAYERS = (
     ("divprune.runtime.errors", "divprune.runtime.memory"),
     ("divprune.runtime.directory", "divprune.plugins"),
-    ("divprune.configs", "divprune.runtime.backends.cuda"),
+    ("divprune.runtime.backends.cuda",),
     ("divprune.runtime.inputs",),
     ("divprune.runtime.families",),
+    ("divprune.configs",),
     ("divprune.runtime.backends",),
     ("divprune.runtime.generation",),
     ("divprune.runtime.pipeline",),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 
 import divprune.runtime
-from divprune.runtime import Pipeline, SamplingOptions
+from divprune.runtime import Generation, Pipeline, SamplingOptions
 from divprune.runtime.backends import Backend, ImageFeatures
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import (
@@ -24,8 +25,9 @@ from divprune.runtime.errors import (
     OptionError,
     PromptError,
 )
+from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.tokenization import TextTokenizer
-from divprune.runtime.pipeline import as_pictures
+from divprune.runtime.pipeline import _StandIn, as_pictures
 from tests.runtime.engine_copies import copy_engine, read_manifest
 
 pytest.importorskip("onnxruntime")
@@ -44,19 +46,28 @@ class Recorder:
         self.positions: list[list[int]] = []
         self.logits: list[np.ndarray] = []
 
-    def encode_image(self, pixel_values: np.ndarray) -> ImageFeatures:
-        self.features.append(self.backend.encode_image(pixel_values))
+    def encode_image(self, inputs: Mapping[str, np.ndarray]) -> ImageFeatures:
+        self.features.append(self.backend.encode_image(inputs))
         return self.features[-1]
 
-    def reset(self) -> None:
-        self.backend.reset()
+    def reset(self, rows: int = 0) -> int:
         self.embeds, self.positions, self.logits = [], [], []
+        return self.backend.reset(rows)
 
-    def forward(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+    def forward(
+        self, inputs_embeds: np.ndarray, position_ids: np.ndarray, planes: Any = ()
+    ) -> np.ndarray:
         self.embeds.append(inputs_embeds)
         self.positions.append(position_ids[0].tolist())
-        self.logits.append(self.backend.forward(inputs_embeds, position_ids))
+        self.logits.append(self.backend.forward(inputs_embeds, position_ids, planes))
         return self.logits[-1]
+
+
+class Fresh(Pipeline):
+    """A pipeline that computes every answer anew, so that its backend sees all of it."""
+
+    def generate(self, images: Any, prompt: str, **options: Any) -> Generation:
+        return super().generate(images, prompt, **{"reuse": False, **options})
 
 
 def make_picture(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
@@ -76,13 +87,13 @@ def loaded(engine_dir: Path) -> Pipeline:
 
 @pytest.fixture
 def pipeline(engine_dir: Path, loaded: Pipeline) -> Pipeline:
-    return Pipeline(EngineDirectory.open(engine_dir), Recorder(loaded.backend))
+    return Fresh(EngineDirectory.open(engine_dir), Recorder(loaded.backend))
 
 
 def changed(engine_dir: Path, copy: Path, loaded: Pipeline, **changes: Any) -> Pipeline:
     """A pipeline over a changed directory that shares the graphs already loaded."""
     directory = EngineDirectory.open(copy_engine(engine_dir, copy, **changes))
-    return Pipeline(directory, Recorder(loaded.backend))
+    return Fresh(directory, Recorder(loaded.backend))
 
 
 def with_eos(engine_dir: Path, copy: Path, loaded: Pipeline, eos: object) -> Pipeline:
@@ -91,7 +102,10 @@ def with_eos(engine_dir: Path, copy: Path, loaded: Pipeline, eos: object) -> Pip
 
 
 def text_ids(pipeline: Pipeline, num_images: int) -> list[int]:
-    return pipeline._tokenize(QUESTION, num_images, 1).tolist()
+    """Ids of a prompt whose pictures have one visual token each."""
+    media = [_StandIn("<image>")] * num_images
+    conversation = read_messages(question(QUESTION, ["picture"] * num_images))
+    return pipeline._write(conversation, media).ids.tolist()
 
 
 def test_the_pieces_are_the_text_of_the_token_ids(pipeline, engine_dir, picture):
@@ -163,7 +177,7 @@ def test_each_picture_is_pruned_on_its_own(pipeline, picture):
     alone = [pipeline.generate(one, QUESTION, max_new_tokens=1).result for one in (picture, other)]
     together = pipeline.generate([picture, other], QUESTION, max_new_tokens=4).result
 
-    assert together.images == (alone[0].images[0], alone[1].images[0])
+    assert together.images == tuple(replace(one.images[0], num_media=2) for one in alone)
     assert alone[0].images != alone[1].images
     kept = pipeline.manifest.selector.num_kept
     assert together.prompt_tokens == len(text_ids(pipeline, 2)) - 2 + 2 * kept
@@ -353,9 +367,9 @@ def test_the_cache_takes_an_answer_up_to_the_last_slot(pipeline, picture):
 
 
 def test_a_prompt_too_long_is_refused_before_the_vision_graph_runs(pipeline, picture):
-    question = "word " * pipeline.manifest.max_prefill_len
+    words = "word " * pipeline.manifest.max_prefill_len
     with pytest.raises(PromptError, match="the prompt is too long") as caught:
-        pipeline.generate(picture, question)
+        pipeline.generate(picture, words)
     kept = pipeline.manifest.selector.num_kept
     assert str(caught.value.found).endswith(f"{kept} of them image tokens")
     assert not pipeline.backend.features
@@ -451,7 +465,7 @@ def test_a_preprocessor_of_another_model_is_refused(engine_dir, loaded, tmp_path
     config = json.loads((engine_dir / name).read_text())
     for key in ("size", "crop_size"):
         config[key] = {"height": 32, "width": 32}
-    with pytest.raises(EngineDirectoryError, match="disagree about the picture size"):
+    with pytest.raises(EngineDirectoryError, match="do not fit each other"):
         changed(engine_dir, tmp_path / "e", loaded, files={name: json.dumps(config).encode()})
 
 
@@ -475,7 +489,9 @@ def test_the_report_has_the_fields_of_the_command_line(pipeline, picture):
     assert fields["memory_bytes"].keys() == {"peak_rss", "kv_cache", "peak_device"}
     assert len(fields["images"]) == 2
     mirrored = ("kept_indices", "num_image_tokens", "num_kept")
-    assert {name: fields[name] for name in mirrored} == fields["images"][0]
+    assert {name: fields[name] for name in mirrored} == {
+        name: fields["images"][0][name] for name in mirrored
+    }
 
 
 def test_public_names_are_there_and_others_are_not():

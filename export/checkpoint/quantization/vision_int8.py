@@ -17,15 +17,14 @@ from divprune.export.graphs.writer import GraphWriter
 
 __all__ = ["quantize_tower"]
 
-_TOWER = "vision_tower."
 _TRANSPOSED = ".transposed"
 
 
-def quantize_tower(graph: ir.Graph, weights: WeightSource) -> int:
-    """Replace each MatMul with a weight of the tower; returns how many there were."""
+def quantize_tower(graph: ir.Graph, weights: WeightSource, tower_prefix: str) -> int:
+    """Replace each MatMul with a weight whose name begins like the tower's; how many there were."""
     count = 0
     for node in list(graph):
-        name = _weight_of(node)
+        name = _weight_of(node, tower_prefix)
         if name is None:
             continue
         op = GraphWriter(prefix=name.removesuffix(".weight"))
@@ -48,11 +47,11 @@ def quantize_tower(graph: ir.Graph, weights: WeightSource) -> int:
     return count
 
 
-def _weight_of(node: ir.Node) -> str | None:
+def _weight_of(node: ir.Node, tower_prefix: str) -> str | None:
     """Canonical name of the tower's weight that a node multiplies with."""
     if node.op_type != "MatMul" or node.inputs[1] is None:
         return None
     name = node.inputs[1].name or ""
-    if not (name.startswith(_TOWER) and name.endswith(_TRANSPOSED)):
+    if not (name.startswith(tower_prefix) and name.endswith(_TRANSPOSED)):
         return None
     return name.removesuffix(_TRANSPOSED)

@@ -35,10 +35,10 @@ from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
 from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
 from divprune.runtime.backends.onnxruntime.session import open_session, require_onnxruntime
 from divprune.runtime.errors import UnsupportedError
-from divprune.runtime.generation.kept_tokens import kept_rows
+from divprune.runtime.inputs.prompt import staying_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -155,44 +155,56 @@ class OnnxRuntimeBackend:
         self.name = name
         self._residents = residents
         self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
+        self._planes = [name for name in self._vision_outputs if name.startswith("deepstack_")]
         self._rows_at_once = rows_at_once
         # There masked slots are multiplied by zero instead of being left out.
         self._reads_masked_slots = manifest.dialect != "ort"
         self._num_image_tokens = manifest.selector.num_image_tokens
         self._inside_llm = manifest.selector.inside_llm
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
-        """Run the vision graph on float32 [crops, 3, H, W]."""
-        feeds = {"pixel_values": pixel_values}
+    def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
+        """Run the vision graph on its inputs, by name."""
         names = self._vision_outputs
-        found = dict(zip(names, self._residents.vision().run(names, feeds), strict=True))
+        found = dict(zip(names, self._residents.vision().run(names, dict(inputs)), strict=True))
         order = found.get("selection_order", np.empty(0, np.int64))
         if "image_features" not in found:
-            encode_full = partial(self._encode_full, pixel_values)
+            encode_full = partial(self._encode_full, inputs)
             selected = found["selected_features"]
             return SmallPictureFeatures(order, selected, self._num_image_tokens, encode_full)
         features = found["image_features"]
-        return ImageFeatures(features, order, found.get("selected_features", features[:0]))
+        return ImageFeatures(
+            features,
+            order,
+            found.get("selected_features", features[:0]),
+            cover=found.get("selection_cover"),
+            planes=tuple(found[name] for name in self._planes),
+        )
 
-    def _encode_full(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+    def _encode_full(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """All tokens of the full picture; its graph is opened when it is first needed."""
-        feeds = {"pixel_values": pixel_values}
-        (features,) = self._residents.full().run(["image_features"], feeds)
+        (features,) = self._residents.full().run(["image_features"], dict(inputs))
         return ImageFeatures(features, np.empty(0, np.int64), features[:0])
 
-    def reset(self) -> None:
-        """Start a new sequence; old slots are overwritten before they count.
+    def reset(self, rows: int = 0) -> int:
+        """Start a new sequence behind ``rows`` rows; other slots are overwritten before they count.
 
-        Where masked slots are read, a NaN in one would spoil every sequence that follows: there
-        they become zeros.
+        Where masked slots are read, a NaN in one would spoil every sequence that follows: a new
+        sequence finds zeros there.
         """
-        for part in self._residents.start_sequence().parts:
-            if self._reads_masked_slots:
+        parts = self._residents.start_sequence().parts
+        if rows > min(part.cache.filled for part in parts):
+            rows = 0  # the caches were closed since
+        for part in parts:
+            if self._reads_masked_slots and rows == 0:
                 part.cache.clear()
-            part.cache.filled = 0
+            part.cache.filled = rows
+        return rows
 
     def forward(
-        self, inputs_embeds: NDArray[np.floating], position_ids: NDArray[np.int64]
+        self,
+        inputs_embeds: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]] = (),
     ) -> NDArray[np.float32]:
         """Append S rows to the cache and return the logits [V] of the last one.
 
@@ -204,17 +216,18 @@ class OnnxRuntimeBackend:
         if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
             parts = [decoder.prefill]
         for part in _pieces(inputs_embeds.shape[1], self._rows_at_once):
-            rows, positions = inputs_embeds[:, part], position_ids[:, part]
+            rows, positions = inputs_embeds[:, part], position_ids[..., part]
+            here = [plane[:, part] for plane in planes]
             for graph in parts[:-1]:
-                rows = graph.run(rows, positions)["hidden_states"]
-            logits: NDArray[np.float32] = parts[-1].run(rows, positions)["logits"][0, 0]
+                rows = graph.run(rows, positions, here)["hidden_states"]
+            logits: NDArray[np.float32] = parts[-1].run(rows, positions, here)["logits"][0, 0]
         return logits
 
     def prefill_pruned(
         self,
         inputs_embeds: NDArray[np.floating],
         position_ids: NDArray[np.int64],
-        first_slots: Sequence[int],
+        visual_rows: Sequence[NDArray[np.int64]],
         num_kept: int,
     ) -> PrunedPrefill:
         """Front, selection, the kept rows through the back; as ``Backend`` says.
@@ -230,12 +243,11 @@ class OnnxRuntimeBackend:
         outputs = front.run(inputs_embeds, position_ids)
         start = perf_counter()
         select = partial(self._select, decoder.selection, front, outputs)
-        orders = tuple(select(first)[:num_kept] for first in first_slots)
-        num_rows = inputs_embeds.shape[1]
-        stays = kept_rows(num_rows, first_slots, self._num_image_tokens, orders)
+        orders = tuple(select(rows)[:num_kept] for rows in visual_rows)
+        stays = staying_rows(inputs_embeds.shape[1], visual_rows, orders)
         hidden = np.ascontiguousarray(outputs["hidden_states"][:, stays])
         selection_ms = (perf_counter() - start) * 1000
-        logits = back.run(hidden, position_ids[:, stays])["logits"][0, 0]
+        logits = back.run(hidden, position_ids[..., stays])["logits"][0, 0]
         return PrunedPrefill(logits, orders, selection_ms)
 
     def _select(
@@ -243,18 +255,18 @@ class OnnxRuntimeBackend:
         selection: Any | None,
         front: DecoderSession,
         outputs: dict[str, NDArray[Any]],
-        first: int,
+        rows: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """The selection graph on one picture, whose tokens start at row ``first``."""
+        """The selection graph on one picture, whose N tokens lie in ``rows``."""
         if selection is None:
             return np.empty(0, np.int64)
         hidden = outputs["hidden_states"][0]
         feeds: dict[str, Any] = {
-            "visual_states": hidden[first : first + self._num_image_tokens],
+            "visual_states": hidden[rows],
             "last_state": hidden[-1:],
             "last_query": outputs.get("last_query"),
             "keys": front.cache.last_keys,
-            "first_slot": np.array([first], np.int64),
+            "first_slot": rows[:1],
             "num_slots": np.array([front.cache.filled], np.int64),
         }
         order: NDArray[np.int64] = front.run_beside(selection, feeds, "selection_order")

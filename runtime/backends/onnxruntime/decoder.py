@@ -9,7 +9,7 @@ import numpy as np
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class DecoderSession:
         self._ort_value = library.OrtValue
         self._session = session
         self._rows_name = spec.inputs[0].name
+        self._planes = [t.name for t in spec.inputs if t.name.startswith("deepstack_")]
         self._outputs = [t for t in spec.outputs if not t.name.startswith("present_")]
         present = {tensor.name for tensor in spec.outputs}
         self._binding = session.io_binding()
@@ -41,9 +42,14 @@ class DecoderSession:
                 self._binding.bind_ortvalue_output(f"present_{name}", buffer)
 
     def run(
-        self, rows: NDArray[np.floating], position_ids: NDArray[np.int64]
+        self,
+        rows: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]] = (),
     ) -> dict[str, NDArray[Any]]:
         """Append S rows [1, S, hidden] to the cache; what comes out beside it, by name.
+
+        ``planes`` are rows for the inputs ``deepstack_i`` of the graph; zeros where there are none.
 
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
@@ -60,6 +66,7 @@ class DecoderSession:
             self._rows_name: self._on_host(rows),
             "position_ids": self._on_host(position_ids),
             "write_indices": self._on_host(np.array([cache.filled], np.int64)),
+            **{name: self._on_host(plane) for name, plane in self._plane_rows(rows, planes)},
         }
         for tensor, value in inputs.items():
             self._binding.bind_ortvalue_input(tensor, value)
@@ -72,6 +79,13 @@ class DecoderSession:
                 cache.write(name, new)
         cache.filled += count
         return outputs
+
+    def _plane_rows(
+        self, rows: NDArray[np.floating], planes: Sequence[NDArray[np.floating]]
+    ) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        for name in self._planes:
+            index = int(name.rpartition("_")[2])
+            yield name, planes[index] if planes else np.zeros_like(rows)
 
     def run_beside(self, session: Any, feeds: Mapping[str, Any], output: str) -> NDArray[Any]:
         """Run another graph on those of ``feeds`` that it has inputs for; OrtValues stay put."""

@@ -34,7 +34,13 @@ _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 # "delta" leaves the cache to the backend, which writes it on the host.
 _DIALECTS = {"cpu": ("ort", "onnx", "delta"), "cuda": ("ort", "onnx")}
-_ORT_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "bool": "tensor(bool)",
+}
 
 
 def require_onnxruntime(directory: EngineDirectory, device: str) -> ModuleType:

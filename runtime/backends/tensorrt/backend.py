@@ -143,29 +143,35 @@ class TensorRTBackend:
         if self._engines.together:
             self._llm_engines()
 
-    def encode_image(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
-        """Run the vision engine on float32 [crops, 3, H, W]; features stay on the device."""
-        encode_full = partial(self._encode_full, pixel_values)
-        return self._vision.encode(self._engines.get("vision"), pixel_values, encode_full)
+    def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
+        """Run the vision engine on its inputs, by name; features stay on the device."""
+        encode_full = partial(self._encode_full, inputs)
+        return self._vision.encode(self._engines.get("vision"), inputs, encode_full)
 
-    def _encode_full(self, pixel_values: NDArray[np.float32]) -> ImageFeatures:
+    def _encode_full(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """All tokens of a picture that ``vision`` makes smaller; loaded when first needed."""
         if self._full is None:
             self._full = self._make_vision("full")
-        return self._full.encode(self._engines.get("full"), pixel_values)
+        return self._full.encode(self._engines.get("full"), inputs)
 
-    def reset(self) -> None:
-        """Start a new sequence in an empty cache."""
-        self._decoder.reset()
+    def reset(self, rows: int = 0) -> int:
+        """Start a new sequence behind ``rows`` rows of the one before."""
+        return self._decoder.reset(rows)
 
     def forward(
-        self, inputs_embeds: NDArray[np.floating] | DevicePrompt, position_ids: NDArray[np.int64]
+        self,
+        inputs_embeds: NDArray[np.floating] | DevicePrompt,
+        position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]] = (),
     ) -> DeviceLogits:
         """Append S rows to the cache; the logits [V] of the last one, left on the device.
 
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
+            UnsupportedError: for rows that are added behind later layers.
         """
+        if planes:
+            raise UnsupportedError("this backend cannot add rows behind later decoder layers yet")
         engines = self._llm_engines()
         if isinstance(inputs_embeds, np.ndarray) and inputs_embeds.shape[1] == 1:
             return self._decoder.decode(engines, inputs_embeds[0, 0], int(position_ids[0, 0]))
@@ -175,7 +181,7 @@ class TensorRTBackend:
         self,
         inputs_embeds: NDArray[np.floating] | DevicePrompt,
         position_ids: NDArray[np.int64],
-        first_slots: Sequence[int],
+        visual_rows: Sequence[NDArray[np.int64]],
         num_kept: int,
     ) -> PrunedPrefill:
         """Front, selection, the kept rows through the back; as ``Backend`` says.
@@ -190,7 +196,7 @@ class TensorRTBackend:
         selection = self._engines.get("llm_selection") if self._has_selection else None
         prompt = self._on_device(inputs_embeds)
         return self._decoder.prefill_pruned(
-            engines, selection, prompt, position_ids, first_slots, num_kept
+            engines, selection, prompt, position_ids, visual_rows, num_kept
         )
 
     def _llm_engines(self) -> list[Engine]:

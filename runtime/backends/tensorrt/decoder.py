@@ -90,10 +90,13 @@ class Decoder:
         self._recorded = RecordedStep(session)
         self.num_runs = 0
 
-    def reset(self) -> None:
-        """Start a new sequence in empty caches."""
+    def reset(self, rows: int = 0) -> int:
+        """Start a new sequence behind ``rows`` rows of the one before; how many are there."""
+        if rows > min(part.filled for part in self._parts):
+            rows = 0
         for part in self._parts:
-            part.reset()
+            part.reset(rows)
+        return rows
 
     def prefill(
         self, engines: Sequence[Engine], prompt: DevicePrompt, position_ids: NDArray[np.int64]

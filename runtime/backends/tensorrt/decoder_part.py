@@ -63,11 +63,12 @@ class DecoderPart:
         """Address of an output that does not belong to the cache."""
         return self._outputs[name].address
 
-    def reset(self) -> None:
-        """Start a new sequence in an empty cache."""
-        if self._written:
+    def reset(self, rows: int = 0) -> None:
+        """Start a new sequence behind ``rows`` rows of the one before."""
+        if self._written and rows == 0:
             self._cache.clear(self._written)
-        self.filled = self._written = 0
+            self._written = 0
+        self.filled = rows
 
     def require_room(self, rows: int) -> None:
         """Check that the cache takes more rows.

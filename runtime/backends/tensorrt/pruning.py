@@ -18,7 +18,7 @@ from divprune.runtime.backends import PrunedPrefill
 from divprune.runtime.backends.cuda.buffers import ALIGNMENT, DeviceBuffer, HostBuffer, align
 from divprune.runtime.backends.tensorrt.decoder import Decoder
 from divprune.runtime.backends.tensorrt.rows import runs
-from divprune.runtime.generation.kept_tokens import kept_rows
+from divprune.runtime.inputs.prompt import staying_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class SplitDecoder(Decoder):
         selection: Engine | None,
         prompt: DevicePrompt,
         position_ids: NDArray[np.int64],
-        first_slots: Sequence[int],
+        visual_rows: Sequence[NDArray[np.int64]],
         num_kept: int,
     ) -> PrunedPrefill:
         """Start a sequence; ``Backend.prefill_pruned`` says what the arguments are.
@@ -67,7 +67,7 @@ class SplitDecoder(Decoder):
             BackendError: if the rows do not fit into the caches.
         """
         cuda, stream, rows = self._session.cuda, self._session.stream, prompt.shape[1]
-        removed = len(first_slots) * (self._num_image_tokens - num_kept)
+        removed = len(visual_rows) * (self._num_image_tokens - num_kept)
         front, back = self._parts
         front.require_room(rows)
         back.require_room(rows - removed)
@@ -75,8 +75,9 @@ class SplitDecoder(Decoder):
         hidden = self._append(0, engines[0], rows, prompt.address)
         cuda.synchronize(stream)
         start = perf_counter()
+        first_slots = [int(each[0]) for each in visual_rows]
         orders = self._select(selection, rows, first_slots, num_kept)
-        stays = kept_rows(rows, first_slots, self._num_image_tokens, orders)
+        stays = staying_rows(rows, visual_rows, orders)
         self._gather(hidden, stays)
         cuda.synchronize(stream)
         selection_ms = (perf_counter() - start) * 1000

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from divprune.runtime.backends.cuda.cuda import Cuda
     from divprune.runtime.generation.embeddings import EmbeddingTable
-    from divprune.runtime.generation.kept_tokens import KeptTokens
 
 __all__ = ["DevicePrompt", "DeviceRows", "PromptWriter", "runs"]
 
@@ -78,14 +77,14 @@ class DeviceRows:
     def splice(
         self,
         ids: NDArray[np.int64],
-        images: Sequence[KeptTokens],
+        is_visual: NDArray[np.bool_],
+        features: Sequence[Any],
         table: EmbeddingTable,
-        image_token_id: int,
     ) -> DevicePrompt:
         """Embed a prompt on the device; the arguments are those of ``merge.splice``."""
         if self._writer is None:
             raise ValueError("these rows are not for a prompt")
-        return self._writer.write(ids, images, table, image_token_id)
+        return self._writer.write(ids, is_visual, features, table)
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Offset and size in bytes of the contiguous pieces that the rows lie in."""
@@ -144,27 +143,27 @@ class PromptWriter:
     def write(
         self,
         ids: NDArray[np.int64],
-        images: Sequence[KeptTokens],
+        is_visual: NDArray[np.bool_],
+        features: Sequence[Any],
         table: EmbeddingTable,
-        image_token_id: int,
     ) -> DevicePrompt:
         """Embed a prompt; the one before is gone.
 
         Args:
-            ids: int64 [S], with one ``image_token_id`` for each kept token.
-            images: The pictures in the order in which they stand in the prompt.
+            ids: int64 [S].
+            is_visual: bool [S].
+            features: Kept rows [K, hidden] of each picture, in the order of the prompt.
             table: Token embeddings.
-            image_token_id: The placeholder.
         """
         self._cuda.synchronize(self._stream)  # the staging rows may still be on their way
         self.number += 1
-        is_text = ids != image_token_id
+        is_text = ~is_visual
         self._staging[: len(ids)][is_text] = table.rows(ids[is_text])
         for first, count in runs(np.flatnonzero(is_text)):
             self._upload(self._staging, first, first, count)
-        row, places = 0, np.flatnonzero(~is_text)
-        for image in images:
-            row = self._place_image(image, places, row)
+        row, places = 0, np.flatnonzero(is_visual)
+        for rows in features:
+            row = self._place_rows(rows, places, row)
         return DevicePrompt(
             (1, len(ids), self._staging.shape[1]), self._buffer.address, self.number
         )
@@ -178,22 +177,29 @@ class PromptWriter:
         self._upload(self._staging, 0, 0, rows)
         return DevicePrompt((1, rows, embeds.shape[2]), self._buffer.address, self.number)
 
-    def _place_image(self, image: KeptTokens, places: NDArray[np.int64], row: int) -> int:
+    def _place_rows(self, features: Any, places: NDArray[np.int64], row: int) -> int:
         """Copy the rows of a picture to its places; the first place that is left after it."""
-        features: Any = image.features
-        target = self._buffer.address + int(places[row]) * self._row_bytes
-        if not isinstance(features, DeviceRows):
-            features = np.ascontiguousarray(features, self._staging.dtype)
-            first, count = int(places[row]), len(features)
-            self._staging[first : first + count] = features
-            self._upload(self._staging, first, first, count)
-            return row + count
-        if features.dtype != self._staging.dtype:
-            raise ValueError(f"features are {features.dtype}, embeddings {self._staging.dtype}")
-        for offset, size in features.pieces():
-            self._cuda.copy(target, features.address + offset, size, self._stream)
+        count, start = len(features), 0
+        for first, length in runs(places[row : row + count]):  # a picture may be several spans
+            whole = length == count
+            rows = features if whole else features[np.arange(start, start + length)]
+            self._place_stretch(rows, first)
+            start += length
+        return row + count
+
+    def _place_stretch(self, rows: Any, first: int) -> None:
+        """Copy rows behind one another, from row ``first`` of the prompt on."""
+        if not isinstance(rows, DeviceRows):
+            rows = np.ascontiguousarray(rows, self._staging.dtype)
+            self._staging[first : first + len(rows)] = rows
+            self._upload(self._staging, first, first, len(rows))
+            return
+        if rows.dtype != self._staging.dtype:
+            raise ValueError(f"features are {rows.dtype}, embeddings {self._staging.dtype}")
+        target = self._buffer.address + first * self._row_bytes
+        for offset, size in rows.pieces():
+            self._cuda.copy(target, rows.address + offset, size, self._stream)
             target += size
-        return row + len(features)
 
     def _upload(self, rows: NDArray[Any], source: int, target: int, count: int) -> None:
         self._cuda.upload(

@@ -11,7 +11,7 @@ from divprune.runtime.backends.cuda.buffers import BufferPool, DeviceBuffer, Hos
 from divprune.runtime.backends.tensorrt.rows import DeviceRows, PromptWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -67,18 +67,18 @@ class VisionRunner:
     def encode(
         self,
         engine: Engine,
-        pixel_values: NDArray[np.float32],
+        inputs: Mapping[str, NDArray[Any]],
         encode_full: Callable[[], ImageFeatures] | None = None,
     ) -> ImageFeatures:
-        """Run the vision engine on float32 [crops, 3, H, W].
+        """Run the vision engine.
 
         Args:
             engine: Of this graph.
-            pixel_values: The picture.
+            inputs: Those of the graph, by name.
             encode_full: Gives the N tokens of the full picture, where this graph does not.
         """
         session, stream = self._session, self._session.stream
-        pixels = np.ascontiguousarray(pixel_values, np.float32)
+        pixels = np.ascontiguousarray(inputs["pixel_values"], np.float32)
         session.cuda.upload(self._pixels.address, pixels.ctypes.data, pixels.nbytes, stream)
         rows = {name: self._rows(name) for name in self._outputs}
         addresses = {name: each.address for name, each in rows.items()}

@@ -163,6 +163,7 @@ def _runner(
             keep=keep,
             max_new_tokens=work.max_new_tokens,
             ignore_eos=work.ignore_eos,
+            reuse=False,
         )
         result = generation.result
         if selection is None or features is None:

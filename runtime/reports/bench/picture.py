@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from divprune.runtime.directory.keep import describe_keep
 from divprune.runtime.errors import UnsupportedError
-from divprune.runtime.generation.overlay import (
-    PatchGrid,
-    count_undrawn,
-    draw_overlay,
-    encode_overlay,
-)
-from divprune.runtime.inputs.image_processor import ImageProcessor
+from divprune.runtime.families import load_family
+from divprune.runtime.generation.overlay import count_undrawn, draw_overlay, encode_overlay
 from divprune.runtime.reports.bench.layout import format_keep
 from divprune.runtime.reports.bench.report import ImageFacts
 
@@ -74,22 +69,22 @@ def draw_kept_patches(
     Returns:
         Nothing where it is not known which patch a visual token stands for.
     """
-    config = directory.file("preprocessor_config.json").read_text(encoding="utf-8")
-    processor = ImageProcessor.from_config(json.loads(config))
     total = report.engine.num_image_tokens
     try:
-        grid = PatchGrid.derive(total, processor.size)
+        token_map = load_family(directory).prepare_image(image).token_map()
     except UnsupportedError as error:
         log.warning("the report shows no kept patches: %s", error)
         return {}
     picture = image.copy()
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    shrink = np.float32(picture.width / image.width)
+    token_map = replace(token_map, boxes=token_map.boxes * shrink)
     pictures = {}
     for run in report.runs:
         if run.num_kept < total:
             caption = f"keep {format_keep(run.keep)}: {describe_keep(run.num_kept, total)}"
-            if undrawn := count_undrawn(picture.size, processor, grid, run.kept_indices):
+            if undrawn := count_undrawn(token_map, run.kept_indices):
                 caption += f"; {undrawn} of them outside the picture (padding), not drawn"
-            drawn = draw_overlay(picture, processor, grid, run.kept_indices)
+            drawn = draw_overlay(picture, token_map, run.kept_indices)
             pictures[caption] = encode_overlay(drawn, ".jpg")
     return pictures

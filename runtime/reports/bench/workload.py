@@ -127,8 +127,8 @@ def common_limit(
             manifest,
             max_new_tokens=limit,
             prompt_tokens=text_tokens + count,
-            num_images=1,
-            num_kept=count,
+            num_visual=count,
+            next_position=text_tokens + count,
         )
     if limit == max_new_tokens:
         return limit, []

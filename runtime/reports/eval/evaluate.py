@@ -113,7 +113,11 @@ def _ask_about(
         for keep, count in keeps:
             try:
                 result = pipeline.generate(
-                    encoded, sample.question, keep=keep, max_new_tokens=max_new_tokens
+                    encoded,
+                    sample.question,
+                    keep=keep,
+                    max_new_tokens=max_new_tokens,
+                    reuse=False,
                 ).result
                 text_tokens = text_tokens or pipeline.count_text_tokens(sample.question)
                 yield _answer(result, text_tokens, sample, keep, count)

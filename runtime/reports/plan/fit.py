@@ -13,7 +13,7 @@ from divprune.runtime.reports.plan.tensorrt import estimate_tensorrt
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
-    from divprune.runtime.directory.dimensions import ModelDimensions
+    from divprune.runtime.families.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
 __all__ = ["Change", "cheapest_fit", "estimate", "spare_bytes", "swap_to_build"]

@@ -29,7 +29,7 @@ from divprune.runtime.reports.plan.weights import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from divprune.runtime.directory.dimensions import ModelDimensions
+    from divprune.runtime.families.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
 __all__ = ["estimate_onnxruntime"]

@@ -19,7 +19,7 @@ from divprune.runtime.reports.plan.weights import table_bytes
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
-    from divprune.runtime.directory.dimensions import ModelDimensions
+    from divprune.runtime.families.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
 __all__ = ["MemoryPlan", "make_memory_plan", "render_plan", "to_dict"]

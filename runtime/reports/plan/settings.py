@@ -11,7 +11,7 @@ from divprune.runtime.directory.quant_scheme import QuantScheme, check_divisible
 from divprune.runtime.errors import OptionError
 
 if TYPE_CHECKING:
-    from divprune.runtime.directory.dimensions import ModelDimensions
+    from divprune.runtime.families.dimensions import ModelDimensions
 
 __all__ = ["RESIDENCIES", "PlanSettings", "default_max_seq_len"]
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from divprune.configs import list_presets, load_preset, suggest_preset
 from divprune.runtime.directory.bounded_json import read_json_object
-from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
-from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.directory.quant_scheme import parse_scheme
 from divprune.runtime.errors import CheckpointError, EngineDirectoryError, OptionError
+from divprune.runtime.families import read_dimensions
+from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
 __all__ = ["PlannedModel", "dimensions_of", "find_model"]
 

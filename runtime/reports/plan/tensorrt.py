@@ -14,7 +14,7 @@ from divprune.runtime.reports.plan.estimate import Estimate
 from divprune.runtime.reports.plan.weights import llm_weights, stored_bytes, vision_weights
 
 if TYPE_CHECKING:
-    from divprune.runtime.directory.dimensions import ModelDimensions
+    from divprune.runtime.families.dimensions import ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
 __all__ = ["estimate_tensorrt"]

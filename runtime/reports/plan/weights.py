@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from divprune.runtime.directory.quant_scheme import INT8
 
 if TYPE_CHECKING:
-    from divprune.runtime.directory.dimensions import Matrix, ModelDimensions
     from divprune.runtime.directory.quant_scheme import QuantScheme
+    from divprune.runtime.families.dimensions import Matrix, ModelDimensions
     from divprune.runtime.reports.plan.settings import PlanSettings
 
 __all__ = [

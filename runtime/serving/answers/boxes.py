@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["describe_pruning", "kept_boxes"]
 
 _DIGITS = 4
-Box = list[float]
 
 
 def describe_pruning(
@@ -55,24 +56,13 @@ def kept_boxes(pipeline: Pipeline, picture: Image.Image, pruning: ImageResult) -
         stands for no place in it; None where it is not known where tokens lie.
     """
     from divprune.runtime.errors import UnsupportedError
-    from divprune.runtime.generation.overlay import PatchGrid
 
-    processor = pipeline._processor
     try:
-        grid = PatchGrid.derive(pruning.num_image_tokens, processor.size)
+        boxes = pipeline.family.prepare_image(picture, pruning.num_media).token_map().boxes
     except UnsupportedError:
         return None
-    order = pruning.selection_order or pruning.kept_indices
-    geometry = processor.geometry(*picture.size)
-    return [_box(geometry, grid.corners(token), picture.size) for token in order]
-
-
-def _box(geometry: Any, corners: Sequence[int] | None, size: tuple[int, int]) -> Box | None:
-    if corners is None:
-        return None
-    left, top = geometry.to_picture(*corners[:2])
-    right, bottom = geometry.to_picture(*corners[2:])
-    width, height = size
-    box = [left / width, top / height, right / width, bottom / height]
-    box = [round(min(max(value, 0.0), 1.0), _DIGITS) for value in box]
-    return box if box[0] < box[2] and box[1] < box[3] else None
+    order = list(pruning.selection_order or pruning.kept_indices)
+    fractions = boxes[order] / np.array([*picture.size, *picture.size], np.float32)
+    return [
+        None if np.isnan(box[0]) else [round(x, _DIGITS) for x in box.tolist()] for box in fractions
+    ]

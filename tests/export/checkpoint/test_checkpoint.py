@@ -16,9 +16,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks.llava_files import image_processor_config, stored_name
 from benchmarks.random_llava import write_random_llava
-from divprune.export.checkpoint.checkpoint import Checkpoint, canonical_name, expected_tensors
+from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
+from divprune.export.families.llava import LlavaFamily
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from tests.checkpoints import TINY_CHECKPOINTS, tiny_config, write_tiny_checkpoint
+
+canonical_name = LlavaFamily.canonical_name
 
 TIED = "siglip-qwen2-v4-tied"
 EMBEDDINGS = "model.language_model.embed_tokens.weight"

@@ -20,7 +20,7 @@ from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import DIALECTS, get_dialect
 from divprune.export.decoder.graph import DecoderPart, write_decoder
 from divprune.export.decoder.spec import DecoderSpec
-from divprune.export.families import get_family
+from divprune.export.families.llava import LlavaFamily
 from divprune.export.graphs.files import describe_graph, save_graph
 from divprune.export.output.progress import Progress
 from divprune.runtime.directory.manifest import CACHE_LENGTH, TensorSpec
@@ -122,7 +122,7 @@ class Writer:
     def write(self, key: tuple[str, str], max_bytes: int | None = None) -> ir.Model:
         source: Any = Counting(Checkpoint.open(self.checkpoint(key[0])))
         config = source.checkpoint.config
-        family = get_family(config)
+        family = LlavaFamily(config)
         spec = DecoderSpec.from_config(family.text_config, MAX_SEQ_LEN, tied_head=family.tied_head)
         self.sources[key] = source
         self.weights[key] = WeightSource(

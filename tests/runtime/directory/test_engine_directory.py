@@ -12,6 +12,7 @@ import pytest
 
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import (
+    SCHEMA_VERSION,
     FileRecord,
     GraphSpec,
     KVCacheSpec,
@@ -36,9 +37,23 @@ HOUR_AGO = 1_700_000_000_000_000_000
 def make_manifest(files: dict[str, FileRecord]) -> Manifest:
     tensors = (TensorSpec("x", "float32", (1,)),)
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         model=ModelInfo(
-            "some/model", "abc123", "llava", "clip", "llama", 64, 100, 99, 128, 4, 96, EXAMPLE_TOWER
+            "some/model",
+            "abc123",
+            "llava",
+            "clip",
+            "llama",
+            64,
+            100,
+            99,
+            None,
+            1,
+            128,
+            4,
+            96,
+            EXAMPLE_TOWER,
+            {},
         ),
         selector=SelectorInfo(
             "divprune", 1, 0.1, 16, 2, "contiguous", True, False, False, parameters={}
@@ -50,6 +65,7 @@ def make_manifest(files: dict[str, FileRecord]) -> Manifest:
         vision_quant=None,
         prefill_quant=None,
         graphs={"llm": GraphSpec("llm/model.onnx", 24, tensors, tensors)},
+        dims={},
         kv_cache=KVCacheSpec(2, 2, 8, "float32"),
         max_prefill_len=127,
         max_seq_len=128,
@@ -164,7 +180,7 @@ def test_wrong_field_is_named_with_the_directory_and_the_command(engine: Path):
 
 
 def test_newer_schema_is_refused_with_the_upgrade_command(engine: Path):
-    edit_manifest(engine, lambda m: m.update(schema_version=2, more={}))
+    edit_manifest(engine, lambda m: m.update(schema_version=SCHEMA_VERSION + 1, more={}))
     message = refusal(engine)
     assert "newer" in message
     assert "pip install --upgrade divprune-edge" in message

@@ -23,8 +23,9 @@ def with_cache(manifest: Manifest, length: int | str) -> Manifest:
 
 
 def limit(manifest: Manifest, **changes: int) -> int:
-    values = {"max_new_tokens": 8, "prompt_tokens": 30, "num_images": 2, "num_kept": 4}
-    return answer_limit(manifest, **(values | changes))
+    values = {"max_new_tokens": 8, "prompt_tokens": 30, "num_visual": 8, **changes}
+    values.setdefault("next_position", values["prompt_tokens"])
+    return answer_limit(manifest, **values)
 
 
 def test_a_shorter_cache_lowers_both_limits_and_its_bytes(manifest):
@@ -125,6 +126,6 @@ def test_original_positions_end_where_the_model_has_no_more(manifest):
     spread = with_changes(
         manifest, selector__positions="original", model__max_position_embeddings=45
     )
-    assert limit(spread, max_new_tokens=99) == 45 - 30 - 12
+    assert limit(spread, max_new_tokens=99, next_position=42) == 45 - 30 - 12
     with pytest.raises(PromptError, match=r"(?s)no room.*at most 32 tokens"):
-        limit(spread, prompt_tokens=33)
+        limit(spread, prompt_tokens=33, next_position=45)

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divprune.runtime.directory.manifest import (
+    SCHEMA_VERSION,
+    DimRange,
     FileRecord,
     GraphSpec,
     KVCacheSpec,
@@ -27,7 +29,7 @@ def make_manifest() -> Manifest:
     pixels = TensorSpec("pixel_values", "float32", (1, 3, 336, 336))
     features = TensorSpec("image_features", "float16", (576, "hidden"))
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         model=ModelInfo(
             id="llava-hf/llava-1.5-7b-hf",
             revision=None,
@@ -37,10 +39,13 @@ def make_manifest() -> Manifest:
             hidden_size=4096,
             vocab_size=32064,
             image_token_id=32000,
+            video_token_id=None,
+            position_axes=1,
             max_position_embeddings=4096,
             num_heads=32,
             intermediate_size=11008,
             tower=TowerInfo(1024, 4096, 23, 16, 577, 14, 3, 1024),
+            facts={"image_token": "<image>"},
         ),
         selector=SelectorInfo(
             name="divprune",
@@ -61,6 +66,7 @@ def make_manifest() -> Manifest:
         vision_quant=None,
         prefill_quant=None,
         graphs={"vision": GraphSpec("vision/model.onnx", 24, (pixels,), (features,))},
+        dims={"hidden": DimRange(1, 2, 3)},
         kv_cache=KVCacheSpec(num_layers=32, num_kv_heads=32, head_dim=128, dtype="float16"),
         max_prefill_len=2047,
         max_seq_len=2048,
@@ -137,7 +143,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return draw(
         st.builds(
             Manifest,
-            schema_version=st.just(1),
+            schema_version=st.just(SCHEMA_VERSION),
             model=st.builds(
                 ModelInfo,
                 id=text,
@@ -148,10 +154,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 hidden_size=counts,
                 vocab_size=counts,
                 image_token_id=st.integers(0, 1 << 20),
+                video_token_id=st.none() | st.integers(0, 1 << 20),
+                position_axes=st.sampled_from([1, 3]),
                 max_position_embeddings=counts,
                 num_heads=counts,
                 intermediate_size=counts,
                 tower=st.builds(TowerInfo, *[counts] * 8),
+                facts=parameters,
             ),
             selector=st.builds(
                 SelectorInfo,
@@ -177,6 +186,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             ),
             vision_quant=st.sampled_from([None, "int8"]),
             prefill_quant=st.sampled_from([None, "int8"]),
+            dims=st.dictionaries(text, st.builds(lambda n: DimRange(n, n + 1, n + 2), counts)),
             graphs=st.fixed_dictionaries(
                 dict.fromkeys(halves, graph),
                 optional=dict.fromkeys(("vision", "selection", "llm"), graph),
@@ -261,7 +271,12 @@ def test_kv_bytes_a_token_are_keys_and_values_of_every_layer(dtype: str, expecte
         ("graphs/vision/opset", 0, "at least 1", "0"),
         ("graphs/vision/path", "llm/model.onnx", "in files", "llm/model.onnx"),
         ("graphs/vision/inputs", [], "one or more", "[]"),
-        ("graphs/vision/inputs/0/dtype", "bfloat16", "float32, float16, int64", "bfloat16"),
+        (
+            "graphs/vision/inputs/0/dtype",
+            "bfloat16",
+            "float32, float16, int64, int32, bool",
+            "bfloat16",
+        ),
         ("graphs/vision/inputs/0/shape/1", -3, "at least 0", "-3"),
         ("graphs/vision/inputs/0/shape/1", None, "an integer or a string", "null"),
         ("requires/onnxruntime", "1.22rc1", "such as 1.22", "1.22rc1"),
@@ -328,10 +343,10 @@ def test_unknown_field_is_refused_by_name(field: str):
 
 def test_newer_schema_is_refused_before_everything_else_with_the_upgrade_command():
     with pytest.raises(EngineDirectoryError) as caught:
-        Manifest.from_json('{"schema_version": 2, "nothing": "else is known"}')
+        Manifest.from_json('{"schema_version": 3, "nothing": "else is known"}')
     message = str(caught.value)
     assert "schema_version is newer" in message
-    assert "schema version 1" in message
+    assert "schema version 2" in message
     assert "pip install --upgrade divprune-edge" in message
 
 

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from divprune.configs import list_presets, load_preset
-from divprune.runtime.directory.model_config import read_dimensions
 from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.families import read_dimensions
 
 NAMES = (
     "clip-llama-hub",

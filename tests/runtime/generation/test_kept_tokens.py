@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from divprune.runtime.backends import ImageFeatures
-from divprune.runtime.directory.manifest import Manifest
-from divprune.runtime.errors import NumericalError, OptionError
-from divprune.runtime.generation.kept_tokens import resolve_keep, take_kept
+from divprune.runtime.directory.keep import AutoKeep
+from divprune.runtime.directory.manifest import DimRange, Manifest, TensorSpec
+from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
+from divprune.runtime.generation.kept_tokens import KeepRule, resolve_keep, take_kept
 from tests.runtime.example_manifest import example_manifest, with_changes
 
 ORDER = np.array([7, 2, 9, 0])
@@ -91,3 +94,36 @@ def test_a_smaller_keep_is_refused_where_the_order_is_not_nested(manifest):
         resolve_keep(loose, 0.2)
     assert resolve_keep(loose, 0.4) == 4
     assert resolve_keep(loose, 1.0) == 10
+
+
+def with_cover(manifest: Manifest) -> Manifest:
+    vision = manifest.graphs["vision"]
+    cover = TensorSpec("selection_cover", "float32", (4,))
+    graph = replace(vision, outputs=(*vision.outputs, cover))
+    return with_changes(manifest, graphs={**manifest.graphs, "vision": graph})
+
+
+@pytest.mark.parametrize(
+    "least, count", [(0.1, 1), (0.3, 1), (0.31, 2), (0.8, 3), (0.95, 4), (1, 4)]
+)
+def test_as_many_are_kept_as_reach_the_cover_and_at_most_the_exported(manifest, least, count):
+    rule = KeepRule.of(with_cover(manifest), AutoKeep(least))
+    cover = np.array([0.3, 0.5, 0.8, 0.95], np.float32)
+    assert rule.count(10, cover) == count
+
+
+def test_a_graph_that_tells_no_cover_takes_no_automatic_keep(manifest):
+    with pytest.raises(UnsupportedError, match="does not tell how well"):
+        KeepRule.of(manifest, AutoKeep(0.8))
+
+
+@pytest.mark.parametrize("num_tokens, count", [(10, 4), (5, 2), (3, 1), (1, 1)])
+def test_where_pictures_vary_k_follows_from_the_picture(manifest, num_tokens, count):
+    varying = with_changes(manifest, dims={"tokens": DimRange(1, 5, 10)})
+    assert KeepRule.of(varying, None).count(num_tokens) == count
+
+
+def test_planes_follow_the_kept_tokens_in_raster_order(features):
+    plane = np.arange(10, dtype=np.float32)[:, None]
+    kept = take_kept(replace(features, planes=(plane,)), 2)
+    assert kept.planes[0][:, 0].tolist() == [2, 7]

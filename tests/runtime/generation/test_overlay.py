@@ -2,23 +2,25 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from divprune.runtime import Pipeline
-from divprune.runtime.errors import OptionError, UnsupportedError
+from divprune.runtime.errors import OptionError
+from divprune.runtime.families import TokenMap
+from divprune.runtime.families.llava import crop_boxes
 from divprune.runtime.generation.overlay import (
     ENDINGS,
-    PatchGrid,
     count_undrawn,
+    draw_contact_sheet,
     draw_overlay,
     encode_overlay,
 )
 from divprune.runtime.inputs.image_processor import ImageProcessor
 
-GRID = PatchGrid(3, 3, 20)
 KEPT = (0, 4, 8)
 GREEN = (40, 200, 120)
 LETTER = 15
@@ -28,6 +30,25 @@ def processor(kind: str, size: object, crop: int | None = None, **options: objec
     cropped = {"do_center_crop": crop is not None, "crop_size": crop}
     config = {"image_processor_type": kind, "size": size, **cropped, **options}
     return ImageProcessor.from_config(config)
+
+
+def token_map(
+    picture: Image.Image, where: ImageProcessor, side: int = 20, grid: int = 3, leading: int = 0
+) -> TokenMap:
+    """Where ``grid`` x ``grid`` patches of ``side`` pixels of the tower's input lie."""
+    boxes = crop_boxes(where.geometry(*picture.size), (grid, grid), side)
+    boxes = np.concatenate([np.full((leading, 4), np.nan, np.float32), boxes])
+    return TokenMap(boxes, np.zeros(len(boxes), np.int64), ("whole",))
+
+
+def draw(
+    picture: Image.Image,
+    where: ImageProcessor,
+    kept: Sequence[int],
+    order: Sequence[int] | None = None,
+    **grid: int,
+) -> Image.Image:
+    return draw_overlay(picture, token_map(picture, where, **grid), kept, order)
 
 
 CROP = processor("CLIPImageProcessor", 60, 60)
@@ -71,8 +92,7 @@ def read_letters(overlay: Image.Image) -> str:
 @pytest.mark.parametrize("name", PICTURES)
 def test_kept_patches_are_bright_where_they_lie_in_the_picture(name):
     where, letters = PICTURES[name]
-    grid = GRID if where is not LEFTOVER else PatchGrid(3, 3, 18)
-    overlay = draw_overlay(constructed(letters), where, grid, KEPT)
+    overlay = draw(constructed(letters), where, KEPT, side=18 if where is LEFTOVER else 20)
     assert overlay.size == constructed(letters).size
     assert read_letters(overlay) == letters
 
@@ -83,11 +103,10 @@ def test_the_tower_finds_the_kept_patches_of_an_overlay_as_they_were(where, size
     """The mapping back, checked by the mapping there: the processor itself."""
     picture = Image.new("RGB", size, GREEN)
     kept = (1, 3, 4, 8)
-    before, after = (
-        where(image)[0, 1] for image in (picture, draw_overlay(picture, where, GRID, kept))
-    )
+    before, after = (where(image)[0, 1] for image in (picture, draw(picture, where, kept)))
     for index in range(9):
-        left, top, right, bottom = GRID.corners(index)
+        top, left = (20 * place for place in divmod(index, 3))
+        right, bottom = left + 20, top + 20
         # Resizing blurs the outline and the edges: the middle of a patch is what counts.
         middle = (slice(top + 8, bottom - 8), slice(left + 8, right - 8))
         if (before[middle] == before[30, 30]).all():  # no padding in it
@@ -96,7 +115,7 @@ def test_the_tower_finds_the_kept_patches_of_an_overlay_as_they_were(where, size
 
 
 def test_removed_patches_lose_their_colour_and_less_light_than_the_outside():
-    overlay = draw_overlay(constructed(".Krr. .rKr. .rrK."), CROP, GRID, KEPT)
+    overlay = draw(constructed(".Krr. .rKr. .rrK."), CROP, KEPT)
     levels = {name: np.array(overlay.getpixel(at)) for name, at in
               {"kept": (22, 7), "removed": (37, 7), "outside": (7, 7)}.items()}  # fmt: skip
     assert levels["kept"].tolist() == list(GREEN)
@@ -106,44 +125,39 @@ def test_removed_patches_lose_their_colour_and_less_light_than_the_outside():
 
 
 def test_a_kept_patch_has_an_outline_and_a_tiny_one_has_none():
-    overlay = draw_overlay(Image.new("RGB", (90, 90), GREEN), CROP, GRID, KEPT)
+    overlay = draw(Image.new("RGB", (90, 90), GREEN), CROP, KEPT)
     assert overlay.getpixel((0, 0)) == overlay.getpixel((29, 29)) == (255, 196, 0)
     assert overlay.getpixel((1, 1)) == overlay.getpixel((28, 28)) == GREEN
-    tiny = draw_overlay(Image.new("RGB", (21, 21), GREEN), CROP, GRID, KEPT)
+    tiny = draw(Image.new("RGB", (21, 21), GREEN), CROP, KEPT)
     assert tiny.getpixel((0, 0)) == tiny.getpixel((6, 6)) == GREEN
 
 
 def test_a_patch_in_the_padding_is_left_out():
     picture = Image.new("RGB", (90, 30), GREEN)  # the middle row of three
-    nothing = draw_overlay(picture, PAD, GRID, (0, 8))
+    nothing = draw(picture, PAD, (0, 8))
     assert max(level for _, level in nothing.getextrema()) < 100
 
 
 @pytest.mark.parametrize("kept, undrawn", [((3, 4), 0), ((0, 4, 8), 2), ((0, 8), 2)])
 def test_patches_in_the_padding_are_counted_and_spoken_of(caplog, kept, undrawn):
     picture = Image.new("RGB", (90, 30), GREEN)
-    assert count_undrawn(picture.size, PAD, GRID, kept) == undrawn
-    draw_overlay(picture, PAD, GRID, kept)
-    words = f"{undrawn} of {len(kept)} kept tokens lie outside the picture"
+    assert count_undrawn(token_map(picture, PAD), kept) == undrawn
+    draw(picture, PAD, kept)
+    words = f"{undrawn} kept tokens lie in padding"
     assert (words in caplog.text) == (undrawn > 0)
     assert len(caplog.records) == (undrawn > 0)
 
 
 def test_the_class_token_is_no_patch():
     picture = Image.new("RGB", (90, 90), GREEN)
-    with_class = draw_overlay(picture, CROP, PatchGrid(3, 3, 20, leading=1), (0, 1, 5, 9))
-    assert with_class.tobytes() == draw_overlay(picture, CROP, GRID, KEPT).tobytes()
+    with_class = draw(picture, CROP, (0, 1, 5, 9), leading=1)
+    assert with_class.tobytes() == draw(picture, CROP, KEPT).tobytes()
 
 
 @pytest.mark.parametrize("kept", [(-1,), (9,)])
 def test_an_index_outside_the_grid_is_refused(kept):
     with pytest.raises(ValueError, match="of 9"):
-        draw_overlay(Image.new("RGB", (90, 90)), CROP, GRID, kept)
-
-
-def test_an_order_of_other_tokens_is_refused():
-    with pytest.raises(ValueError, match="selection order"):
-        draw_overlay(Image.new("RGB", (90, 90)), CROP, GRID, KEPT, (0, 4, 7))
+        draw(Image.new("RGB", (90, 90)), CROP, kept)
 
 
 def has_number(overlay: Image.Image, column: int, row: int) -> bool:
@@ -156,7 +170,7 @@ def has_number(overlay: Image.Image, column: int, row: int) -> bool:
 @pytest.mark.parametrize("side", [3, 20, 90, 300, 2000])
 def test_numbers_are_readable_at_any_picture_size(side):
     picture = Image.new("RGB", (side, side), GREEN)
-    overlay = draw_overlay(picture, CROP, GRID, KEPT, (8, 0, 4))
+    overlay = draw(picture, CROP, KEPT, (8, 0, 4))
     assert overlay.width % side == 0
     assert overlay.width >= 78
     assert [has_number(overlay, n, n) for n in range(3)] == [True, True, True]
@@ -168,9 +182,7 @@ def test_numbers_are_readable_at_any_picture_size(side):
 def test_numbers_follow_the_order_of_selection():
     picture = Image.new("RGB", (90, 90), GREEN)
     orders = [(0, 4, 8), (4, 0, 8), (0, 4, 8)]
-    first, swapped, again = (
-        np.asarray(draw_overlay(picture, CROP, GRID, KEPT, order)) for order in orders
-    )
+    first, swapped, again = (np.asarray(draw(picture, CROP, KEPT, order)) for order in orders)
     assert (first == again).all()
     top_left, middle, last = (slice(0, 30),) * 2, (slice(30, 60),) * 2, (slice(60, 90),) * 2
     assert (first[top_left] == swapped[middle]).all()
@@ -182,10 +194,10 @@ def test_numbers_follow_the_order_of_selection():
 def test_numbers_that_cannot_fit_are_left_out():
     # Two pixels high, so that enlarging it enough would make it 26 times 4000 wide.
     sliver = Image.new("RGB", (4000, 2), GREEN)
-    overlay = draw_overlay(sliver, SQUASH, GRID, KEPT, KEPT)
+    overlay = draw(sliver, SQUASH, KEPT, KEPT)
     assert overlay.size == sliver.size
     # Only 2 of the 20 pixels of the outer columns are in the picture, the rest is padding.
-    narrow = draw_overlay(Image.new("RGB", (36, 90), GREEN), PAD, GRID, (3, 4), (3, 4))
+    narrow = draw(Image.new("RGB", (36, 90), GREEN), PAD, (3, 4), (3, 4))
     assert narrow.size == (36, 90)
     assert not (np.asarray(narrow)[30:60, :3] == 255).all(axis=-1).any()
     assert (np.asarray(narrow)[30:60, 3:33] == 255).all(axis=-1).any()
@@ -193,9 +205,9 @@ def test_numbers_that_cannot_fit_are_left_out():
 
 def test_hundreds_of_numbers_fit_a_photograph():
     order = random.Random(0).sample(range(576), 288)
-    grid = PatchGrid.derive(576, (336, 336))
     where = processor("CLIPImageProcessor", 336, 336)
-    overlay = draw_overlay(Image.new("RGB", (640, 480), GREEN), where, grid, order, order)
+    picture = Image.new("RGB", (640, 480), GREEN)
+    overlay = draw(picture, where, order, order, side=14, grid=24)
     patch = overlay.height // 24
     pixels = np.asarray(overlay)
     for index in (order[0], order[99], order[287]):
@@ -205,32 +217,25 @@ def test_hundreds_of_numbers_fit_a_photograph():
         assert (inside == 255).all(axis=-1).any()
 
 
-@pytest.mark.parametrize(
-    "number, size, expected",
-    [
-        (576, (336, 336), PatchGrid(24, 24, 14)),
-        (577, (336, 336), PatchGrid(24, 24, 14, leading=1)),
-        (729, (384, 384), PatchGrid(27, 27, 14)),
-        (196, (224, 224), PatchGrid(14, 14, 16)),
-        (49, (224, 224), PatchGrid(7, 7, 32)),
-        (50, (224, 224), PatchGrid(7, 7, 32, leading=1)),
-        (1, (56, 56), PatchGrid(1, 1, 56)),
-        (288, (336, 168), PatchGrid(24, 12, 14)),
-        (289, (336, 168), PatchGrid(24, 12, 14, leading=1)),
-    ],
-)
-def test_the_grid_is_derived_from_the_number_of_tokens(number, size, expected):
-    assert PatchGrid.derive(number, size) == expected
-    assert expected.num_image_tokens == number
+def test_views_that_overlap_stand_side_by_side():
+    picture = Image.new("RGB", (60, 60), GREEN)
+    whole, half = [0, 0, 60, 60], [0, 0, 30, 60]
+    views = TokenMap(np.array([whole, half], np.float32), np.array([0, 1]), ("whole", "tiles"))
+    both = np.asarray(draw_overlay(picture, views, (1,)))
+    assert both.shape == (60, 128, 3)
+    assert both[30, 30, 1] < GREEN[1], "the whole view's token was removed"
+    assert both[30, 68 + 15, 1] == GREEN[1], "the tile's was kept"
+    assert both[30, 68 + 45, 1] < 40, "no token of this view covers it"
 
 
-@pytest.mark.parametrize(
-    "number, size, message",
-    [(575, (336, 336), "no patch size gives"), (49, (100, 100), "2 patch sizes give")],
-)
-def test_a_number_of_tokens_without_one_grid_is_refused(number, size, message):
-    with pytest.raises(UnsupportedError, match=message):
-        PatchGrid.derive(number, size)
+def test_a_video_is_a_sheet_of_its_frames():
+    frames = [Image.new("RGB", (40, 30), GREEN) for _ in range(5)]
+    boxes = np.tile(np.array([[0, 0, 40, 30]], np.float32), (5, 1))
+    video = TokenMap(boxes, np.arange(5), tuple(f"frame {i}" for i in range(5)))
+    sheet = np.asarray(draw_contact_sheet(frames, video, (0, 4)))
+    assert sheet.shape == (30 * 2 + 8, 40 * 3 + 16, 3)
+    bright = [sheet[15 + 38 * (i // 3), 20 + 48 * (i % 3), 1] == GREEN[1] for i in range(5)]
+    assert bright == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".PNG"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from divprune.runtime.errors import PromptError
 from divprune.runtime.inputs.chat_template import ChatTemplate
-from divprune.runtime.inputs.prompt import Prompt, build_prompt, expand_prompt
+from divprune.runtime.inputs.messages import question as messages_of
+from divprune.runtime.inputs.messages import read_messages
+from divprune.runtime.inputs.prompt import Prompt, build_prompt
 from divprune.runtime.inputs.tokenization import TextTokenizer
 from tests.runtime.tokenizers_for_tests import KINDS, make_tokenizer
 
@@ -43,9 +47,26 @@ def parts(kind: str, template: str) -> tuple[ChatTemplate, TextTokenizer, int]:
     return ChatTemplate(template, names), TextTokenizer(raw, names), raw.token_to_id("<image>")
 
 
-def build(question: str, num_images: int, kind: str = "metaspace", template: str = ""):
+@dataclass(frozen=True)
+class Medium:
+    """What stands in a prompt for a picture."""
+
+    kind: str = "image"
+    text: str = "<image>"
+    runs: tuple[int, ...] = (9,)
+
+
+def build(
+    question: str,
+    media: int | list[Medium],
+    kind: str = "metaspace",
+    template: str = "",
+) -> tuple[Prompt, int]:
     template, tokenizer, image = parts(kind, template or TEMPLATES[kind])
-    return build_prompt(question, num_images, template, tokenizer, image), image
+    media = [Medium()] * media if isinstance(media, int) else media
+    conversation = read_messages(messages_of(question, ["picture.png"] * len(media)))
+    placeholders = {"image": "<image>"}
+    return build_prompt(conversation, media, placeholders, template, tokenizer, [image]), image
 
 
 # --- equality with transformers
@@ -76,27 +97,37 @@ def test_expanded_ids_equal_llava_processor(kind, template, num_images, question
     )["input_ids"]
 
     prompt, image = build(question, num_images, kind, TEMPLATES[template])
-    ours = expand_prompt(prompt, [9] * num_images, image)
-    assert ours.tolist() == theirs[0]
-    assert ours.tolist().count(image) == 9 * num_images
+    assert prompt.ids.tolist() == theirs[0]
+    assert prompt.ids.tolist().count(image) == 9 * num_images
 
 
 # --- build_prompt
 
 
-def test_prompt_holds_its_text_and_where_the_images_stand():
-    prompt, image = build("Why?", 2)
+def test_prompt_holds_its_text_and_where_the_pictures_stand():
+    prompt, image = build("Why?", [Medium(runs=(3,)), Medium(runs=(2,))])
     assert prompt.text == "USER: <image>\n<image>\nWhy? ASSISTANT:"
-    assert len(prompt.image_positions) == 2
-    assert [prompt.ids[place] for place in prompt.image_positions] == [image, image]
-    assert list(prompt.image_positions) == sorted(prompt.image_positions)
-    assert prompt.ids.count(image) == 2
+    assert [len(rows) for rows in prompt.spans] == [3, 2]
+    assert (prompt.ids[np.concatenate(prompt.spans)] == image).all()
+    assert np.flatnonzero(prompt.is_visual).tolist() == np.concatenate(prompt.spans).tolist()
+    assert prompt.num_text_tokens == len(prompt.ids) - 5
+    assert prompt.ids.dtype == np.int64
 
 
-def test_prompt_without_images_is_plain_text():
+def test_prompt_without_pictures_is_plain_text():
     prompt, image = build("Why?", 0)
-    assert prompt.image_positions == ()
-    assert image not in prompt.ids
+    assert prompt.spans == ()
+    assert image not in prompt.ids.tolist()
+
+
+def test_a_picture_of_several_runs_has_its_text_between_them():
+    prompt, _ = build("Why?", [Medium(text="<image>, then <image>.", runs=(2, 3))])
+    assert prompt.text == "USER: <image>, then <image>.\nWhy? ASSISTANT:"
+    (rows,) = prompt.spans
+    assert len(rows) == 5
+    assert rows[2] - rows[1] > 1, "text lies between the runs"
+    alone, _ = build("Why?", [Medium(runs=(5,))])
+    assert prompt.num_text_tokens > alone.num_text_tokens
 
 
 @pytest.mark.parametrize("question", ["", " ", "\n\t "])
@@ -113,10 +144,8 @@ def test_question_that_is_not_unicode_is_an_error():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_placeholder_in_the_question_is_explained(kind):
-    with pytest.raises(PromptError, match=r"question itself contains .*'<image>'") as caught:
+    with pytest.raises(PromptError, match=r"question itself contains .*'<image>'"):
         build("What does <image> mean?", 1, kind)
-    assert caught.value.expected == "1 image tokens in the prompt"
-    assert caught.value.found == "2 image tokens in the prompt"
 
 
 @pytest.mark.parametrize(
@@ -127,43 +156,25 @@ def test_placeholder_in_the_question_is_explained(kind):
         ("{{ messages[0].content }}", 0),
     ],
 )
-def test_template_that_ignores_images_is_explained(template, found):
+def test_template_that_ignores_pictures_is_explained(template, found):
     with pytest.raises(PromptError, match="the chat template does not write one") as caught:
         build("Why?", 2, template=template)
-    assert caught.value.found == f"{found} image tokens in the prompt"
+    assert caught.value.expected == "2 in the prompt"
+    assert caught.value.found == f"{found} in the prompt"
 
 
-def test_image_token_that_the_tokenizer_lacks_is_explained():
+def test_visual_token_that_the_tokenizer_lacks_is_explained():
     template, tokenizer, _ = parts("metaspace", TEMPLATES["metaspace"])
-    with pytest.raises(PromptError, match="the tokenizer has no token 32000"):
-        build_prompt("Why?", 1, template, tokenizer, 32_000)
+    conversation = read_messages(messages_of("Why?", ["picture.png"]))
+    with pytest.raises(PromptError, match="not read the placeholders"):
+        build_prompt(conversation, [Medium()], {"image": "<image>"}, template, tokenizer, [32_000])
+
+
+def test_a_kind_that_the_family_does_not_take_is_refused():
+    with pytest.raises(PromptError, match="this model takes no videos"):
+        build("Why?", [Medium(kind="video")])
 
 
 def test_refusal_of_the_template_is_passed_on():
     with pytest.raises(PromptError, match="one image only"):
         build("Why?", 2, template="{{ raise_exception('one image only') }}")
-
-
-# --- expand_prompt
-
-
-def test_each_image_token_is_repeated_by_its_own_count():
-    prompt = Prompt("", (5, 9, 6, 9, 7), (1, 3))
-    ids = expand_prompt(prompt, [3, 1], 9)
-    assert ids.dtype == np.int64
-    assert ids.tolist() == [5, 9, 9, 9, 6, 9, 7]
-
-
-def test_prompt_without_images_expands_to_itself():
-    assert expand_prompt(Prompt("", (5, 6), ()), [], 9).tolist() == [5, 6]
-
-
-@pytest.mark.parametrize("counts", [[], [3], [3, 1, 1], [3, 0], [-1, 2]])
-def test_counts_that_do_not_fit_are_refused(counts):
-    with pytest.raises(ValueError, match="2 images"):
-        expand_prompt(Prompt("", (5, 9, 6, 9, 7), (1, 3)), counts, 9)
-
-
-def test_another_image_token_is_refused():
-    with pytest.raises(ValueError, match="not the image token"):
-        expand_prompt(Prompt("", (5, 9), (1,)), [2], 8)

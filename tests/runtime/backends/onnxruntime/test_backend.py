@@ -70,7 +70,7 @@ def test_the_vision_graph_gives_features_order_and_kept_rows(backend, directory)
     (pixels,) = directory.manifest.graphs["vision"].inputs
     picture = np.random.default_rng(1).standard_normal(pixels.shape).astype(np.float32)
 
-    features = backend.encode_image(picture)
+    features = backend.encode_image({"pixel_values": picture})
 
     hidden = directory.manifest.model.hidden_size
     assert features.image_features.shape == (selector.num_image_tokens, hidden)

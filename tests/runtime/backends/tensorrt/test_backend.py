@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,11 +313,11 @@ def test_features_of_pictures_share_buffers_once_nobody_needs_them(machine, load
     backend = load()
     (pixels,) = read_manifest(built).graphs["vision"].inputs
     pixel_values = np.zeros(pixels.shape, np.float32)
-    kept = [backend.encode_image(pixel_values) for _ in range(2)]
+    kept = [backend.encode_image({"pixel_values": pixel_values}) for _ in range(2)]
     allocated = machine.cuda.allocated
     del kept
     for _ in range(3):
-        backend.encode_image(pixel_values)
+        backend.encode_image({"pixel_values": pixel_values})
     assert machine.cuda.allocated == allocated
 
 
@@ -332,10 +332,8 @@ def test_rows_of_the_device_are_those_of_the_host(pipeline, host):
 def test_features_that_are_not_finite_are_noticed_on_the_device(machine, pipeline, monkeypatch):
     encode = pipeline.backend.encode_image
 
-    def broken(pixel_values: np.ndarray) -> Any:
-        pixel_values = pixel_values.copy()
-        pixel_values[:] = np.nan
-        return encode(pixel_values)
+    def broken(inputs: Mapping[str, np.ndarray]) -> Any:
+        return encode({name: np.full_like(array, np.nan) for name, array in inputs.items()})
 
     monkeypatch.setattr(pipeline.backend, "encode_image", broken)
     with pytest.raises(NumericalError, match=r"(\d+) of \1 tokens are not finite"):
@@ -357,8 +355,8 @@ def test_logits_can_be_read_until_the_next_step(load, built):
 def test_a_prompt_that_was_replaced_is_refused(pipeline):
     features = pipeline.image_features(picture(0))
     ids = np.array([1, 2])
-    first = features.splice(ids, [], pipeline._table, 470)
-    features.splice(ids, [], pipeline._table, 470)
+    first = features.splice(ids, ids == 470, [], pipeline._table)
+    features.splice(ids, ids == 470, [], pipeline._table)
     with pytest.raises(RuntimeError, match="another prompt"):
         pipeline.backend.forward(first, np.arange(2)[np.newaxis])
 
@@ -376,7 +374,7 @@ def test_the_selection_alone_gives_the_same_order(built, pipeline, host):
     select = load_selection(None, EngineDirectory.open(built), device=None, threads=None)
     assert select is not None
     features = host.image_features(picture(4))
-    expected = host.backend.encode_image(host._processor(picture(4))).selection_order
+    expected = host.encode_image(picture(4)).features.selection_order
     np.testing.assert_array_equal(select(features), expected)
     np.testing.assert_array_equal(select(pipeline.image_features(picture(4))), expected)
 

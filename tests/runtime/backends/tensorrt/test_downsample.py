@@ -69,7 +69,9 @@ def test_rows_that_are_not_finite_are_counted_on_the_device(built, monkeypatch, 
     pipeline: Any = Pipeline.from_dir(path)
     encode = pipeline.backend.encode_image
     monkeypatch.setattr(
-        pipeline.backend, "encode_image", lambda pixels: encode(np.full_like(pixels, np.nan))
+        pipeline.backend,
+        "encode_image",
+        lambda inputs: encode({name: np.full_like(each, np.nan) for name, each in inputs.items()}),
     )
     machine.cuda.calls.clear()
     with pytest.raises(NumericalError, match=f"{tokens} of {tokens} tokens are not finite"):

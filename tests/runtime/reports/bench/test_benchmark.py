@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ class FakeMachine:
     def take(self, ms: float) -> None:
         self.seconds += ms * self.drift[self.answers % len(self.drift)] / 1000
 
-    def encode_image(self, pixel_values: np.ndarray) -> ImageFeatures:
+    def encode_image(self, inputs: Mapping[str, np.ndarray]) -> ImageFeatures:
         self.take(16)
         selector = self.manifest.selector
         shape = (selector.num_image_tokens, self.manifest.model.hidden_size)
@@ -62,10 +64,13 @@ class FakeMachine:
         self.answers += 1
         return np.arange(self.manifest.selector.num_kept)
 
-    def reset(self) -> None:
+    def reset(self, rows: int = 0) -> int:
         self.steps = 0
+        return rows
 
-    def forward(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+    def forward(
+        self, inputs_embeds: np.ndarray, position_ids: np.ndarray, planes: Any = ()
+    ) -> np.ndarray:
         rows = inputs_embeds.shape[1]
         if not self.steps:
             self.rows_of_answers.append(rows)

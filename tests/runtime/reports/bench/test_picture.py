@@ -70,12 +70,10 @@ def test_a_large_picture_is_made_smaller_and_itself_left_alone(directory, report
 def test_where_patches_are_unknown_there_is_a_warning_and_no_picture(
     directory, report, monkeypatch, caplog
 ):
-    class Unknown:
-        @staticmethod
-        def derive(*_):
-            raise UnsupportedError("unknown")
+    def unknown(_):
+        raise UnsupportedError("unknown")
 
-    monkeypatch.setattr(module, "PatchGrid", Unknown)
+    monkeypatch.setattr(module, "load_family", unknown)
     assert draw_kept_patches(report, directory, built_in_picture()) == {}
     assert "the report shows no kept patches" in caplog.text
 

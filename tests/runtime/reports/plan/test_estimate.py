@@ -10,8 +10,8 @@ import pytest
 
 from divprune.configs.device import load_device
 from divprune.runtime.backends.tensorrt.build.memory_limit import build_peak, workspace_bytes
-from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import TowerInfo
+from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.reports.plan.fit import cheapest_fit, estimate, spare_bytes, swap_to_build
 from divprune.runtime.reports.plan.settings import PlanSettings
 from divprune.runtime.reports.plan.source import find_model

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from divprune.runtime.directory.dimensions import ModelDimensions, TextDimensions
 from divprune.runtime.directory.manifest import TowerInfo
 from divprune.runtime.directory.quant_scheme import QuantScheme
 from divprune.runtime.errors import CheckpointError, UnsupportedError
+from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
-__all__ = ["read_dimensions"]
+__all__ = [
+    "TEXT_DEFAULTS",
+    "read_clip_model",
+    "read_clip_tower",
+    "read_count",
+    "read_packed",
+    "read_text",
+    "with_defaults",
+]
 
 _LLAMA: Mapping[str, Any] = {
     "hidden_size": 4096,
@@ -33,7 +41,7 @@ _QWEN: Mapping[str, Any] = {
     "vocab_size": 151936,
     "max_position_embeddings": 32768,
 }
-_TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": _LLAMA,
     "mistral": {
         **_LLAMA,
@@ -58,35 +66,30 @@ _TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
-    """The shape of the model that a ``config.json`` describes.
+def read_clip_model(name: str, content: Mapping[str, Any]) -> ModelDimensions:
+    """The shape of a model with a CLIP or SigLIP tower, a two-layer projector and one crop.
 
     Args:
         name: What the user calls the model.
-        content: The file's content; a preset has the part of it that matters.
+        content: ``config.json``; a preset has the part of it that matters.
 
     Raises:
-        UnsupportedError: for another architecture, text model or tower.
+        UnsupportedError: for another text model or tower.
         CheckpointError: for a number that is missing or none.
     """
-    if content.get("model_type") != "llava":
-        raise UnsupportedError(
-            f"memory of {name} cannot be planned yet",
-            expected="a LLaVA as transformers saves it (model_type llava)",
-            found=f"model_type {content.get('model_type')}",
-        )
-    text = _with_defaults(content, "text_config", _TEXT_DEFAULTS, "llama")
-    vision = _with_defaults(content, "vision_config", _TOWER_DEFAULTS, "clip_vision_model")
-    tower, num_image_tokens = _tower(content, vision)
-    return ModelDimensions(name, tower, _text(text), num_image_tokens, _packed(content))
+    text = with_defaults(content, "text_config", TEXT_DEFAULTS, "llama")
+    vision = with_defaults(content, "vision_config", _TOWER_DEFAULTS, "clip_vision_model")
+    tower, num_image_tokens = read_clip_tower(content, vision)
+    return ModelDimensions(name, tower, read_text(text), num_image_tokens, read_packed(content))
 
 
-def _with_defaults(
+def with_defaults(
     content: Mapping[str, Any],
     part: str,
     kinds: Mapping[str, Mapping[str, Any]],
     default_kind: str,
 ) -> dict[str, Any]:
+    """A part of config.json with what its kind leaves out."""
     given = content.get(part)
     if not isinstance(given, dict):
         raise CheckpointError(f"config.json has no {part}", expected="an object", found=given)
@@ -100,47 +103,48 @@ def _with_defaults(
     return {**kinds[kind], **given}
 
 
-def _text(config: dict[str, Any]) -> TextDimensions:
-    heads = _count(config, "num_attention_heads")
-    width = _count(config, "hidden_size")
+def read_text(config: dict[str, Any]) -> TextDimensions:
+    """The decoder of a text config."""
+    heads = read_count(config, "num_attention_heads")
+    width = read_count(config, "hidden_size")
     config["num_key_value_heads"] = config["num_key_value_heads"] or heads
     config["head_dim"] = config["head_dim"] or width // heads
     return TextDimensions(
-        num_layers=_count(config, "num_hidden_layers"),
+        num_layers=read_count(config, "num_hidden_layers"),
         hidden_size=width,
-        intermediate_size=_count(config, "intermediate_size"),
+        intermediate_size=read_count(config, "intermediate_size"),
         num_heads=heads,
-        num_kv_heads=_count(config, "num_key_value_heads"),
-        head_dim=_count(config, "head_dim"),
-        vocab_size=_count(config, "vocab_size"),
-        max_position_embeddings=_count(config, "max_position_embeddings"),
+        num_kv_heads=read_count(config, "num_key_value_heads"),
+        head_dim=read_count(config, "head_dim"),
+        vocab_size=read_count(config, "vocab_size"),
+        max_position_embeddings=read_count(config, "max_position_embeddings"),
     )
 
 
-def _tower(content: Mapping[str, Any], config: dict[str, Any]) -> tuple[TowerInfo, int]:
+def read_clip_tower(content: Mapping[str, Any], config: dict[str, Any]) -> tuple[TowerInfo, int]:
     """The tower up to the last layer that is used, and its tokens without those cropped."""
-    layers, width = _count(config, "num_hidden_layers"), _count(config, "hidden_size")
+    layers, width = read_count(config, "num_hidden_layers"), read_count(config, "hidden_size")
     chosen = content.get("vision_feature_layer", -2)
     indices = [chosen] if isinstance(chosen, int) else list(chosen)
-    patches = (_count(config, "image_size") // _count(config, "patch_size")) ** 2
+    patches = (read_count(config, "image_size") // read_count(config, "patch_size")) ** 2
     is_clip = config.get("model_type", "clip_vision_model") == "clip_vision_model"
     positions = patches + is_clip
     cropped = content.get("vision_feature_select_strategy", "default") == "default"
     tower = TowerInfo(
         hidden_size=width,
-        intermediate_size=_count(config, "intermediate_size"),
+        intermediate_size=read_count(config, "intermediate_size"),
         # Counted from the end of the layers' inputs and the last one's output.
         num_layers=max(1, *(index % (layers + 1) for index in indices)),
-        num_heads=_count(config, "num_attention_heads"),
+        num_heads=read_count(config, "num_attention_heads"),
         num_positions=positions,
-        patch_size=_count(config, "patch_size"),
-        num_channels=_count(config, "num_channels"),
+        patch_size=read_count(config, "patch_size"),
+        num_channels=read_count(config, "num_channels"),
         feature_size=width * len(indices),
     )
     return tower, positions - cropped
 
 
-def _packed(content: Mapping[str, Any]) -> QuantScheme | None:
+def read_packed(content: Mapping[str, Any]) -> QuantScheme | None:
     """How an AWQ or GPTQ checkpoint is quantised; None for floating point."""
     text = content.get("text_config")
     of_text = text.get("quantization_config") if isinstance(text, dict) else None
@@ -158,7 +162,8 @@ def _packed(content: Mapping[str, Any]) -> QuantScheme | None:
     return QuantScheme(bits, block, symmetric)
 
 
-def _count(config: Mapping[str, Any], field: str) -> int:
+def read_count(config: Mapping[str, Any], field: str) -> int:
+    """A number above 0 of a config."""
     value = config.get(field)
     if type(value) is not int or value < 1:
         raise CheckpointError(

@@ -1,0 +1,188 @@
+"""From a picture or video to its visual tokens: open, prepare, vision graph, remember."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from divprune.runtime.errors import OptionError, UnsupportedError
+from divprune.runtime.families import Family, Prepared, VideoFrames
+from divprune.runtime.generation.encoded_image import EncodedImage
+from divprune.runtime.generation.kept_tokens import exported_count
+from divprune.runtime.generation.picture_cache import PictureCache
+from divprune.runtime.generation.stopwatch import Stopwatch
+from divprune.runtime.inputs.image_loading import load_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from divprune.runtime.backends import Backend, ImageFeatures
+    from divprune.runtime.directory.manifest import Manifest
+    from divprune.runtime.inputs.messages import Medium
+
+__all__ = ["MediaEncoder", "Opened", "PreparedMedium"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded picture or video, or one that was encoded before."""
+
+    content: Image.Image | VideoFrames | EncodedImage
+
+
+@dataclass(frozen=True)
+class PreparedMedium:
+    """What goes into the vision graph, or what came out of it before.
+
+    Attributes:
+        prepared: The family's preparation.
+        digest: Of the pixels and of how they were prepared.
+        encoded: The result where there is one already.
+    """
+
+    prepared: Prepared
+    digest: bytes
+    encoded: EncodedImage | None = None
+
+
+class MediaEncoder:
+    """Encodes the pictures and videos of one engine directory.
+
+    Args:
+        manifest: Of the engine directory.
+        family: Prepares them.
+        backend: Runs the vision graph.
+        cache: Where encoded ones are kept.
+    """
+
+    def __init__(
+        self, manifest: Manifest, family: Family, backend: Backend, cache: PictureCache
+    ) -> None:
+        self._manifest, self._family, self._backend = manifest, family, backend
+        self.cache = cache
+
+    def open(self, medium: Medium, num_frames: int | None = None) -> Opened:
+        """Decode a picture or video.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        if isinstance(medium.source, EncodedImage):
+            return Opened(medium.source)
+        if medium.kind == "image":
+            return Opened(load_image(medium.source))
+        if isinstance(medium.source, VideoFrames):
+            return Opened(medium.source)
+        if "video" not in self._family.placeholders:
+            raise UnsupportedError(
+                "this model takes no videos",
+                expected="pictures",
+                found=f"a video, {medium.place}",
+                fix="give single frames as pictures, or export a model for videos such as "
+                "llava-next-video-7b",
+            )
+        from divprune.runtime.inputs.video import load_video  # type: ignore[import-not-found, unused-ignore]
+
+        return Opened(load_video(medium.source, num_frames or self._family.default_frames))
+
+    def prepare(
+        self,
+        opened: Opened,
+        *,
+        num_media: int = 1,
+        num_frames: int | None = None,
+        scope: Hashable = None,
+    ) -> PreparedMedium:
+        """Make the inputs of the vision graph, unless the picture is known already.
+
+        Args:
+            opened: The picture or video.
+            num_media: How many there are in the request.
+            num_frames: Frames to take of a video.
+            scope: Pictures are shared only between calls of the same scope.
+
+        Raises:
+            ImageError: if it cannot be prepared.
+            UnsupportedError: for a video where the family takes none.
+        """
+        content = opened.content
+        if isinstance(content, EncodedImage):
+            return PreparedMedium(content.prepared, content.digest, content)
+        context = num_media if self._family.request_sensitive else None
+        digest = _digest(content, (context, num_frames, scope))
+        if (known := self.cache.get(digest)) is not None:
+            return PreparedMedium(known.prepared, digest, known)
+        if isinstance(content, VideoFrames):
+            prepared = self._family.prepare_video(content, num_frames, num_media)
+        else:
+            prepared = self._family.prepare_image(content, num_media)
+        self._check_size(prepared)
+        return PreparedMedium(prepared, digest)
+
+    def encode(self, medium: PreparedMedium) -> ImageFeatures:
+        """Run the vision graph, unless it has run on this picture before."""
+        if medium.encoded is not None:
+            return medium.encoded.features
+        prepared = medium.prepared
+        inputs: dict[str, Any] = dict(prepared.inputs)
+        if self._manifest.has_variable_tokens and self._manifest.selector.num_kept:
+            kept = exported_count(self._manifest, prepared.num_tokens)
+            inputs["kept_slots"] = np.zeros(kept, np.int32)
+        features = self._backend.encode_image(inputs)
+        without_inputs = replace(prepared, inputs=MappingProxyType({}))
+        self.cache.put(EncodedImage(without_inputs, features, medium.digest, 0.0, 0.0))
+        return features
+
+    def encode_alone(self, opened: Opened) -> EncodedImage:
+        """Encode one picture or video for questions that come later, with its times."""
+        if isinstance(opened.content, EncodedImage):
+            return opened.content
+        clock = Stopwatch()
+        medium = self.prepare(opened)
+        clock.lap("preprocess")
+        features = self.encode(medium)
+        clock.lap("vision")
+        prepared = replace(medium.prepared, inputs=MappingProxyType({}))
+        laps = clock.laps
+        return EncodedImage(prepared, features, medium.digest, laps["preprocess"], laps["vision"])
+
+    def _check_size(self, prepared: Prepared) -> None:
+        """Refuse what the graphs were not exported for."""
+        for name, size in _sizes(self._manifest, prepared).items():
+            limits = self._manifest.dims[name]
+            if not limits.minimum <= size <= limits.maximum:
+                raise OptionError(
+                    f"this {prepared.kind} has more {name} than the engine directory allows"
+                    if size > limits.maximum
+                    else f"this {prepared.kind} has fewer {name} than the engine directory allows",
+                    expected=f"{limits.minimum} to {limits.maximum}",
+                    found=size,
+                    fix="give a smaller picture or fewer frames, or export again with a larger "
+                    "--max-image-tokens",
+                )
+
+
+def _sizes(manifest: Manifest, prepared: Prepared) -> dict[str, int]:
+    """What a picture makes of the named dimensions of the vision graph."""
+    sizes: dict[str, int] = {}
+    for tensor in manifest.graphs["vision"].inputs:
+        if (array := prepared.inputs.get(tensor.name)) is not None:
+            pairs = zip(tensor.shape, array.shape, strict=True)
+            sizes |= {dim: size for dim, size in pairs if isinstance(dim, str)}
+    return sizes
+
+
+def _digest(content: Image.Image | VideoFrames, context: Sequence[Hashable]) -> bytes:
+    pictures = content.frames if isinstance(content, VideoFrames) else (content,)
+    digest = hashlib.sha256(repr(tuple(context)).encode())
+    for picture in pictures:
+        digest.update(f"{type(content).__name__} {picture.mode} {picture.size}".encode())
+        digest.update(picture.tobytes())
+    if isinstance(content, VideoFrames):
+        digest.update(repr(content.fps).encode())
+    return digest.digest()

@@ -1,0 +1,60 @@
+"""Pictures and videos that were encoded before, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from divprune.runtime.generation.encoded_image import EncodedImage
+
+__all__ = ["PictureCache"]
+
+
+class PictureCache:
+    """The latest encoded pictures, by the digest of their pixels; the oldest goes first.
+
+    Args:
+        max_bytes: Of all features together; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self.num_bytes = 0
+
+    def get(self, digest: bytes) -> EncodedImage | None:
+        """The picture of that digest, which counts as used now."""
+        encoded = self._encoded.get(digest)
+        if encoded is not None:
+            self._encoded.move_to_end(digest)
+        return encoded
+
+    def put(self, encoded: EncodedImage) -> None:
+        """Keep a picture, unless it is larger than the whole cache."""
+        size = _num_bytes(encoded)
+        if encoded.digest in self._encoded or size > self._max_bytes:
+            return
+        self._encoded[encoded.digest] = encoded
+        self.num_bytes += size
+        while self.num_bytes > self._max_bytes:
+            _, oldest = self._encoded.popitem(last=False)
+            self.num_bytes -= _num_bytes(oldest)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._encoded.clear()
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+
+def _num_bytes(encoded: EncodedImage) -> int:
+    features = encoded.features
+    arrays = [features.selected_features, *features.planes]
+    if features.has_all_tokens:
+        arrays.append(features.image_features)
+    return sum(int(np.prod(each.shape)) * each.dtype.itemsize for each in arrays)
