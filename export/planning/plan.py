@@ -26,6 +26,7 @@ from divprune.export.selection import (
     get_in_llm_selector,
     get_selector,
 )
+from divprune.export.selection.sizes import KEPT, TOKENS
 from divprune.export.vision.signals import Signal, resolve_signals
 from divprune.runtime import families as runtime_families
 from divprune.runtime.directory.keep import kept_count
@@ -66,6 +67,17 @@ class ExportPlan:
     positions: str
     max_seq_len: int
     max_weight_mib: int | None
+
+    @property
+    def varies(self) -> bool:
+        """Whether the number of visual tokens depends on the picture."""
+        return TOKENS in self.dims
+
+    def count_kept(self, num_image_tokens: int) -> int:
+        """K of a picture with N tokens, for a selector in front of the LLM."""
+        if num_image_tokens == self.num_image_tokens:
+            return self.num_kept
+        return kept_count(self.options.keep or 1.0, num_image_tokens)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -162,6 +174,7 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
     _check_width(family, example, spec.hidden_size)
     selector = _selector(options, family, spec.num_layers)
     num_kept = _num_kept(options, selector, num_image_tokens)
+    dims = _dims(options, selector, runtime_family)
     shapes = expected_tensors(checkpoint.config)
     lane = LANES[options.target]
     quantized = options.quant is not None or bool(checkpoint.packed_layers())
@@ -175,14 +188,14 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         facts=facts,
         tokenizer=tokenizer,
         runtime_family=runtime_family,
-        dims=_dims(options, selector, runtime_family),
+        dims=dims,
         spec=spec,
         lane=lane,
         dialect=get_dialect(lane.dialect, quantized=quantized),
         selector=selector,
         signals={}
         if isinstance(selector, InLLMSelector)
-        else resolve_signals(selector, family, example),
+        else resolve_signals(selector, family, example, varies=TOKENS in dims),
         weights=WeightSource(
             checkpoint,
             shapes,
@@ -251,7 +264,7 @@ def _dims(
 ) -> dict[str, DimRange]:
     """The ranges of the vision graph's named dimensions; ``kept`` follows from ``tokens``."""
     dims = dict(family.dims())
-    if (tokens := dims.get("tokens")) is None:
+    if (tokens := dims.get(TOKENS)) is None:
         return dims
     if isinstance(selector, InLLMSelector):
         raise UnsupportedError(
@@ -264,7 +277,7 @@ def _dims(
     least, best, most = (
         kept_count(options.keep or 1.0, n) for n in (tokens.minimum, tokens.optimum, tokens.maximum)
     )
-    return dims | {"kept": DimRange(least, best, most)}
+    return dims | {KEPT: DimRange(least, best, most)}
 
 
 def _positions(options: ExportOptions, family: Family) -> str:

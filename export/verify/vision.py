@@ -14,6 +14,7 @@ from divprune.export.selection.downsample import resize
 from divprune.export.verify.comparison import Tolerance, check_distinct, check_regret, compare
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import make_session, more_outputs, run_session
+from divprune.export.vision.selection_graph import KEPT_SLOTS
 from divprune.runtime.errors import NumericalError
 from divprune.runtime.memory import release_freed_memory
 
@@ -31,15 +32,22 @@ def check_vision(plan: ExportPlan, directory: Path) -> float:
         return _check_small_picture(plan, plan.pre_llm, directory, inputs["pixel_values"])
     names = [signal.name for signal in plan.signals.values()]
     reference = _reference_outputs(plan, inputs, names)
+    feeds = dict(inputs)
+    if plan.varies and plan.pre_llm is not None:
+        feeds[KEPT_SLOTS] = np.zeros(plan.count_kept(len(reference[0])), np.int32)
     release_freed_memory()
     with more_outputs(directory / "vision" / "model.onnx", names) as path:
-        outputs = run_session(make_session(path), dict(inputs))
+        outputs = run_session(make_session(path), feeds)
     tolerance = Tolerance.of(plan.options).vision
+    compared = ["image_features", *plan.family.vision_outputs(), *names]
     errors = [
-        compare(part, _rows(outputs[name]), _rows(expected), tolerance)
-        for part, name, expected in zip(
-            ["vision graph", *names], ["image_features", *names], reference, strict=True
+        compare(
+            "vision graph" if name == "image_features" else name,
+            _rows(outputs[name]),
+            _rows(expected),
+            tolerance,
         )
+        for name, expected in zip(compared, reference, strict=True)
     ]
     if plan.pre_llm is not None:
         _check_selection(plan, plan.pre_llm, outputs)
@@ -54,7 +62,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
 def _reference_outputs(
     plan: ExportPlan, inputs: Mapping[str, np.ndarray], signals: list[str]
 ) -> list[np.ndarray]:
-    """Features, then signals, as transformers' modules give them in float32."""
+    """Features, planes, then signals, as transformers' modules give them in float32."""
     import torch
 
     module = plan.family.vision_module(signals)

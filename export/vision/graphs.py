@@ -77,6 +77,7 @@ def _features(plan: ExportPlan) -> ir.Model:
         _inputs(plan),
         plan.weights,
         plan.lane.vision_opset,
+        planes=plan.family.vision_outputs(),
         int8_prefix=_int8_prefix(plan),
     )
 
@@ -88,8 +89,9 @@ def _vision(plan: ExportPlan, selector: Selector) -> ir.Model:
         _inputs(plan),
         plan.weights,
         selector,
-        plan.num_kept,
+        None if plan.varies else plan.num_kept,
         plan.lane.vision_opset,
+        planes=plan.family.vision_outputs(),
         signals=names,
         projector=plan.family.projector_module() if selector.merges else None,
         int8_prefix=_int8_prefix(plan),
@@ -99,8 +101,8 @@ def _vision(plan: ExportPlan, selector: Selector) -> ir.Model:
 def _selection(plan: ExportPlan, selector: Selector) -> ir.Model:
     return write_selection(
         selector,
-        plan.num_image_tokens,
-        plan.num_kept,
+        None if plan.varies else plan.num_image_tokens,
+        None if plan.varies else plan.num_kept,
         plan.spec.hidden_size,
         plan.weights.dtype,
         plan.lane.vision_opset,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from divprune.export.families import Family
 from divprune.export.selection import Selector
+from divprune.export.selection.sizes import TOKENS
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -18,14 +19,17 @@ __all__ = ["Signal", "resolve_signals"]
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One signal of the tower: its name in ``selection.SIGNALS`` and its shape."""
+    """One signal of the tower: its name in ``selection.SIGNALS`` and its shape.
+
+    The number of tokens is called ``tokens`` where it varies.
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
 
 
 def resolve_signals(
-    selector: Selector, family: Family, example: Mapping[str, NDArray[Any]]
+    selector: Selector, family: Family, example: Mapping[str, NDArray[Any]], *, varies: bool
 ) -> Mapping[str, Signal]:
     """For each signal that the selector needs, the one that the tower gives it.
 
@@ -33,6 +37,7 @@ def resolve_signals(
         selector: What chooses.
         family: Whose tower it is.
         example: The vision module's inputs for some picture; only their shapes count.
+        varies: Whether another picture has another number of tokens.
 
     Raises:
         UnsupportedError: for one that the tower has not, and for which nothing may stand in.
@@ -48,14 +53,17 @@ def resolve_signals(
                 fix="--selector divprune, or another that needs none",
             )
         names[needed] = name
-    shapes = _shapes(family, names, example)
+    shapes = _shapes(family, names, example, varies)
     pairs = zip(names.items(), shapes, strict=True)
     return {needed: Signal(name, shape) for (needed, name), shape in pairs}
 
 
 def _shapes(
-    family: Family, names: Mapping[str, str], example: Mapping[str, NDArray[Any]]
-) -> list[tuple[int, ...]]:
+    family: Family,
+    names: Mapping[str, str],
+    example: Mapping[str, NDArray[Any]],
+    varies: bool,
+) -> list[tuple[int | str, ...]]:
     if not names:
         return []
     import torch
@@ -64,4 +72,5 @@ def _shapes(
     inputs = [torch.from_numpy(example[each.name]).to("meta") for each in family.vision_inputs()]
     with torch.no_grad():
         outputs = module(*inputs)
-    return [tuple(signal.shape) for signal in outputs[-len(names) :]]
+    shapes = [tuple(signal.shape) for signal in outputs[-len(names) :]]
+    return [(TOKENS, *shape[1:]) if varies else shape for shape in shapes]

@@ -5,6 +5,7 @@
 | in | pixel_values | float32 [crops, 3, H, W] | as the model's own image processor makes them |
 | in | others | int64 or float32 | what the family's runtime module makes beside the pixels |
 | out | image_features | float [N, hidden] | all projected tokens, raster order |
+| out | deepstack_i | float [N, hidden] | what later decoder layers add, if the family has such |
 | out | selection_order | int64 [K] | kept indices in the order they were chosen |
 | out | selected_features | float [K, hidden] | the kept rows, indices ascending |
 
@@ -30,6 +31,7 @@ import onnx_ir as ir
 from divprune.export.checkpoint.quantization.vision_int8 import quantize_tower
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.graphs.files import ir_version
+from divprune.export.selection.sizes import KEPT, TOKENS
 from divprune.export.vision.selection_graph import OPSET, append_mixture, append_selection
 from divprune.runtime.errors import UnsupportedError
 
@@ -74,9 +76,10 @@ def trace_vision(
     inputs: Sequence[TracedInput],
     weights: WeightSource,
     selector: Selector,
-    num_kept: int,
+    num_kept: int | None,
     opset: int = OPSET,
     *,
+    planes: Sequence[str] = (),
     signals: Mapping[str, str] = NO_SIGNALS,
     projector: torch.nn.Module | None = None,
     int8_prefix: str | None = None,
@@ -88,29 +91,41 @@ def trace_vision(
         inputs: Those of the module.
         weights: Where the parameters' values come from, when the model is saved.
         selector: What chooses.
-        num_kept: K.
+        num_kept: K; None where N varies: then it is the length of the input ``kept_slots``.
         opset: Operator set of the graph.
+        planes: The family's ``vision_outputs``, which come between the features and the signals.
         signals: For each signal the selector needs, the name of the one that it gets: they are
             values of the graph under these names, and no outputs.
         projector: The family's ``projector_module``, for a selector that merges before it.
         int8_prefix: Quantise the linear layers whose canonical names begin like this.
     """
-    outputs = ("image_features", *signals.values())
+    outputs = ("image_features", *planes, *signals.values())
     model = trace_module(module, inputs, outputs, weights, opset)
     graph = model.graph
-    values = dict(zip(signals, graph.outputs[1:], strict=True))
-    del graph.outputs[1:]
+    kept_outputs = 1 + len(planes)
+    values = dict(zip(signals, graph.outputs[kept_outputs:], strict=True))
+    del graph.outputs[kept_outputs:]
     features = graph.outputs[0]
+    if num_kept is None:
+        for value in (*graph.outputs, *values.values()):
+            _name_rows(value)
     if projector is None:
         append_selection(graph, features, selector, num_kept, values)
     else:
         assert values["patch_features"].shape is not None
-        width = int(values["patch_features"].shape.numpy()[1])
-        rows = TracedInput("rows", (num_kept, width), None, (num_kept, width))
+        width = int(values["patch_features"].shape[1])  # type: ignore[arg-type]
+        example = (num_kept or 2, width)
+        rows = TracedInput("rows", (KEPT if num_kept is None else num_kept, width), None, example)
         branch = trace_module(projector, [rows], ["features"], weights, opset)
         append_mixture(graph, features, selector, num_kept, values, branch.graph)
     attach_weights(graph, weights, int8_prefix=int8_prefix)
     return model
+
+
+def _name_rows(value: ir.Value) -> None:
+    """Call the number of rows what the manifest calls it: torch derives a name of its own."""
+    assert value.shape is not None
+    value.shape = ir.Shape([TOKENS, *list(value.shape)[1:]])
 
 
 def trace_features(
@@ -119,10 +134,11 @@ def trace_features(
     weights: WeightSource,
     opset: int = OPSET,
     *,
+    planes: Sequence[str] = (),
     int8_prefix: str | None = None,
 ) -> ir.Model:
-    """Trace ``module`` alone: its inputs to image_features, nothing is selected."""
-    model = trace_module(module, inputs, ("image_features",), weights, opset)
+    """Trace ``module`` alone: its inputs to image_features and planes, nothing is selected."""
+    model = trace_module(module, inputs, ("image_features", *planes), weights, opset)
     attach_weights(model.graph, weights, int8_prefix=int8_prefix)
     return model
 
