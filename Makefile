@@ -5,16 +5,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := build/clients
+CLIENT_LISTS := tests/runtime/serving/clients
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint typecheck format clean
+.PHONY: help venv clients demo test lint typecheck format clean
 
 help:
 	@echo "make demo       set up, then answer a question about a picture with 10 % of its tokens"
 	@echo "make test       set up, then lint, type check and all tests"
 	@echo "make lint       ruff and mypy only"
 	@echo "make format     let ruff mend what it can"
+	@echo "make clients    install the clients that the server is tested with (PyPI, npm)"
 	@echo "make venv       set up .venv only (PYTHON=python3.12 chooses the interpreter)"
 	@echo "make clean      remove everything that was generated"
 
@@ -28,6 +31,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu,serve,dev]'
 	@touch $@
+
+# Clients that no one here wrote, apart from our own versions; tests without them are skipped.
+clients:
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement $(CLIENT_LISTS)/requirements.txt
+	cp $(CLIENT_LISTS)/package.json $(CLIENTS)/
+	npm install --silent --no-audit --no-fund --prefix $(CLIENTS)
 
 demo: $(STAMP)
 	@$(BIN)/python demo/demo.py
