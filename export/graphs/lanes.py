@@ -123,8 +123,13 @@ LANES: Mapping[str, Lane] = MappingProxyType(
 assert tuple(LANES) == TARGETS
 
 
-def check_graph(model: ir.Model, limits: ParserLimits) -> None:
+def check_graph(model: ir.Model, limits: ParserLimits, max_kept: int | None = None) -> None:
     """Check that the parser of ``limits`` knows everything in ``model``.
+
+    Args:
+        model: Of any of an engine directory's graphs.
+        limits: Of a TensorRT version.
+        max_kept: The largest K where it varies: what a ``TopK`` may be asked for.
 
     Raises:
         UnsupportedError: listing what it does not know.
@@ -138,7 +143,7 @@ def check_graph(model: ir.Model, limits: ParserLimits) -> None:
         if value.dtype is not None and value.dtype.name not in limits.types:
             problems += [f"{value.name} of type {value.dtype.name}"]
     for node in graph.all_nodes():
-        problems += (f"{node.name} ({problem})" for problem in _problems(node, limits))
+        problems += (f"{node.name} ({problem})" for problem in _problems(node, limits, max_kept))
     if problems:
         raise UnsupportedError(
             f"the graph {graph.name} has what {limits.version} does not know",
@@ -148,7 +153,7 @@ def check_graph(model: ir.Model, limits: ParserLimits) -> None:
         )
 
 
-def _problems(node: ir.Node, limits: ParserLimits) -> Iterator[str]:
+def _problems(node: ir.Node, limits: ParserLimits, max_kept: int | None) -> Iterator[str]:
     if node.domain == NAMESPACE and limits.plugins:
         return
     if node.domain or node.op_type not in limits.operators:
@@ -157,5 +162,6 @@ def _problems(node: ir.Node, limits: ParserLimits) -> Iterator[str]:
         yield "Attention with a cache of its own"
     if node.op_type == "TopK":
         count = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] else None
-        if count is not None and int(count.numpy().item()) >= limits.max_topk:
+        asked = max_kept or 0 if count is None else int(count.numpy().item())
+        if asked >= limits.max_topk:
             yield f"TopK of {limits.max_topk} or more"

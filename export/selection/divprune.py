@@ -45,6 +45,7 @@ from divprune.export.selection.similarity import (
 from divprune.export.selection.sizes import (
     TOKENS,
     Size,
+    axis,
     check_sizes,
     dim,
     filled_row,
@@ -371,10 +372,9 @@ class _GreedyWriter:
                           +-- Equal(ids) -----------+
                           +-- Identity --> chosen
         """
-        width = self._num_tokens if isinstance(self._num_tokens, int) else TOKENS
         step = op.input("step", ir.DataType.INT64, [])
         proceed = op.input("proceed", ir.DataType.BOOL, [])
-        largest = op.input("largest", ir.DataType.FLOAT, [1, width])
+        largest = op.input("largest", ir.DataType.FLOAT, [1, axis(self._num_tokens, TOKENS)])
         token = op.input("next", ir.DataType.INT32, [1, 1])
         row = self._rows.row(op, op("Squeeze", token, known["axis"]))
         is_chosen = op("Equal", self._ids, token)

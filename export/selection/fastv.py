@@ -24,6 +24,7 @@ from divprune.export.selection.ranking import (
     ranking_regret,
     write_highest_first,
 )
+from divprune.export.selection.sizes import Size, check_sizes, dim, ids_below
 
 __all__ = ["FastV", "last_token_attention", "write_last_token_attention"]
 
@@ -56,14 +57,14 @@ class FastV(InLLMSelector):
         return ranking_regret(last_token_attention(values, num_tokens), order)
 
     def write(
-        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: int, num_kept: int
+        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size, num_kept: Size
     ) -> ir.Value:
         """The same as a subgraph: query and keys to int64 [K]."""
-        check_count(num_kept, num_tokens)
+        check_sizes(num_kept, num_tokens)
         with op.scope(self.name):
             attention = write_last_token_attention(op, values, num_tokens)
             order = write_highest_first(op, attention, num_tokens, num_kept)
-            flat = op("Reshape", order, op.constant(np.array([num_kept], np.int64), "shape"))
+            flat = op("Reshape", order, op.constant(np.array([dim(num_kept)], np.int64), "shape"))
             return op("Cast", flat, to=ir.DataType.INT64)
 
 
@@ -89,7 +90,7 @@ def last_token_attention(
 
 
 def write_last_token_attention(
-    op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: int
+    op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size
 ) -> ir.Value:
     """Append nodes for ``last_token_attention``; returns float32 [1, N].
 
@@ -119,7 +120,7 @@ def write_last_token_attention(
         rows = op("Reshape", weights, op.constant(np.array([num_heads, -1]), "heads"))
         # As a product: the axes of ReduceMean are an attribute in some opsets, an input in others.
         share = op.constant(np.full((1, num_heads), 1 / num_heads, np.float32), "share")
-        offsets = op.constant(np.arange(num_tokens, dtype=np.int64), "offsets")
+        offsets = ids_below(op, num_tokens, "offsets")
         columns = op("Add", offsets, values["first_slot"])
         return op("Gather", op("MatMul", share, rows), columns, axis=1)
 

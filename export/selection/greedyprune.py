@@ -27,6 +27,17 @@ from divprune.export.selection.checks import check_count
 from divprune.export.selection.in_llm import InLLMSelector
 from divprune.export.selection.ranking import LowestIndex
 from divprune.export.selection.similarity import similarity, write_similarity
+from divprune.export.selection.sizes import (
+    TOKENS,
+    Size,
+    as_size,
+    axis,
+    check_sizes,
+    dim,
+    filled_row,
+    ids_below,
+    item,
+)
 
 __all__ = ["GreedyPrune", "greedy_salient", "salient_regret", "write_greedy_salient"]
 
@@ -70,7 +81,7 @@ class GreedyPrune(InLLMSelector):
         return salient_regret(_cosines(values), self.tau, order)
 
     def write(
-        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: int, num_kept: int
+        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size, num_kept: Size
     ) -> ir.Value:
         """The same as a subgraph: states to int64 [K]."""
         with op.scope(self.name):
@@ -135,7 +146,7 @@ def salient_regret(
 
 
 def write_greedy_salient(
-    op: GraphWriter, cosines: ir.Value, tau: float, num_tokens: int, num_kept: int
+    op: GraphWriter, cosines: ir.Value, tau: float, num_tokens: Size, num_kept: Size
 ) -> ir.Value:
     """Append nodes for ``greedy_salient``: float32 [N + 1, N + 1] to int64 [K].
 
@@ -148,12 +159,12 @@ def write_greedy_salient(
     Raises:
         OptionError: if ``num_kept`` is not in 1..N.
     """
-    check_count(num_kept, num_tokens)
+    check_sizes(num_kept, num_tokens)
     with op.scope("greedy"):
         lowest = LowestIndex(op, num_tokens)
-        columns = op.constant(np.arange(num_tokens, dtype=np.int64), "columns")
+        columns = ids_below(op, num_tokens, "columns")
         rows = op("Gather", cosines, columns, axis=1, name="rows")
-        last = op.constant(np.array([num_tokens], np.int64), "last_row")
+        last = as_size(op, num_tokens, "last_row")
         saliency = op("Gather", rows, last, axis=0, name="saliency")
         constants: dict[str, np.ndarray] = {
             "tau": np.array(tau, np.float32),
@@ -163,12 +174,12 @@ def write_greedy_salient(
             "axis": np.array([0], np.int64),
         }
         known = {name: op.constant(value, name) for name, value in constants.items()}
-        marks = op.constant(np.full((1, num_tokens), _OPEN, np.float32), "marks")
-        trips = op.constant(np.array(num_kept, np.int64), "trips")
+        marks = filled_row(op, num_tokens, _OPEN, "marks")
+        trips = item(op, num_kept, "trips")
         proceed = op.constant(np.array(True), "proceed")
         body = _loop_body(op.subgraph("body"), rows, saliency, known, lowest, num_tokens)
         *_, chosen = op.multi("Loop", trips, proceed, marks, num_outputs=2, body=body)
-        flat = op("Reshape", chosen, op.constant(np.array([num_kept], np.int64), "shape"))
+        flat = op("Reshape", chosen, op.constant(np.array([dim(num_kept)], np.int64), "shape"))
         return op("Cast", flat, to=ir.DataType.INT64)
 
 
@@ -178,7 +189,7 @@ def _loop_body(
     saliency: ir.Value,
     known: Mapping[str, ir.Value],
     lowest: LowestIndex,
-    num_tokens: int,
+    num_tokens: Size,
 ) -> ir.Graph:
     """One choice; ``marks`` say of each token whether it is open, put aside or taken.
 
@@ -190,7 +201,7 @@ def _loop_body(
     """
     step = op.input("step", ir.DataType.INT64, [])
     proceed = op.input("proceed", ir.DataType.BOOL, [])
-    marks = op.input("marks", ir.DataType.FLOAT, [1, num_tokens])
+    marks = op.input("marks", ir.DataType.FLOAT, [1, axis(num_tokens, TOKENS)])
     open_now = op("Equal", marks, op("ReduceMax", marks, keepdims=1))
     candidates = op("Where", open_now, saliency, known["nothing"])
     best = op("Equal", candidates, op("ReduceMax", candidates, keepdims=1))

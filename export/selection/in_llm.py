@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from divprune.export.graphs.writer import GraphWriter
+    from divprune.export.selection.sizes import Size
 
 __all__ = ["SELECTION_INPUTS", "InLLMSelector"]
 
@@ -91,9 +92,11 @@ class InLLMSelector(ABC):
 
     @abstractmethod
     def write(
-        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: int, num_kept: int
+        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size, num_kept: Size
     ) -> ir.Value:
         """Append the same as a subgraph; what is float in ``values`` is float32 already.
+
+        N and K are numbers, or int64 [1] that the graph computes from shapes.
 
         Returns:
             int64 [K], in the order chosen.

@@ -29,7 +29,7 @@ from divprune.export.selection.checks import check_count, check_finite
 from divprune.export.selection.protocol import NO_ARRAYS, NO_VALUES, Arrays, Selector, Values
 from divprune.export.selection.ranking import LowestIndex
 from divprune.export.selection.similarity import similarity, write_similarity
-from divprune.export.selection.sizes import TOKENS, Size, check_sizes, dim, filled_row, item
+from divprune.export.selection.sizes import TOKENS, Size, axis, check_sizes, dim, filled_row, item
 
 __all__ = ["Scope"]
 
@@ -156,7 +156,7 @@ class _LoopWriter:
             gram - cover -- Relu -- sum per row -- x importance -- Where(taken) -- lowest id of
                                                                     the largest
         """
-        row = [1, self._num_tokens if isinstance(self._num_tokens, int) else TOKENS]
+        row = [1, axis(self._num_tokens, TOKENS)]
         step = op.input("step", ir.DataType.INT64, [])
         proceed = op.input("proceed", ir.DataType.BOOL, [])
         cover = op.input("cover", ir.DataType.FLOAT, row)

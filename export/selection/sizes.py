@@ -19,9 +19,11 @@ __all__ = [
     "TOKENS",
     "Size",
     "as_size",
+    "axis",
     "check_sizes",
     "dim",
     "filled_row",
+    "ids_below",
     "int32_cell",
     "item",
     "minus",
@@ -47,6 +49,11 @@ def check_sizes(num_kept: Size, num_tokens: Size) -> None:
     """
     if isinstance(num_kept, int) and isinstance(num_tokens, int):
         check_count(num_kept, num_tokens)
+
+
+def axis(size: Size, name: str) -> int | str:
+    """A size in the shape of a value: itself, or the name of the dimension that varies."""
+    return size if isinstance(size, int) else name
 
 
 def dim(size: Size) -> int:
@@ -81,13 +88,21 @@ def int32_cell(op: GraphWriter, size: Size, name: str) -> ir.Value:
     return op("Cast", cell, to=ir.DataType.INT32, name=name)
 
 
+def ids_below(op: GraphWriter, size: Size, name: str) -> ir.Value:
+    """0, 1, ... below a size, int64 [size]."""
+    if isinstance(size, int):
+        return op.constant(np.arange(size, dtype=np.int64), name)
+    start, step = (op.constant(np.array(number, np.int64), f"from_{number}") for number in (0, 1))
+    return op("Range", start, item(op, size, "end"), step, name=name)
+
+
 def row_ids(op: GraphWriter, size: Size, name: str = "ids") -> ir.Value:
     """0, 1, ... below a size, int32 [1, size]."""
     if isinstance(size, int):
         return op.constant(np.arange(size, dtype=np.int32)[np.newaxis], name)
-    start, step = (op.constant(np.array(number, np.int64), f"from_{number}") for number in (0, 1))
-    ids = op("Range", start, item(op, size, "end"), step)
-    row = op("Reshape", ids, op.constant(np.array([1, -1], np.int64), "row"))
+    row = op(
+        "Reshape", ids_below(op, size, "below"), op.constant(np.array([1, -1], np.int64), "row")
+    )
     return op("Cast", row, to=ir.DataType.INT32, name=name)
 
 

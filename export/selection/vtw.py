@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.in_llm import InLLMSelector
+from divprune.export.selection.sizes import Size
 from divprune.runtime.errors import OptionError
 
 __all__ = ["VTW"]
@@ -52,13 +53,13 @@ class VTW(InLLMSelector):
         return float("inf") if len(order) else 0.0
 
     def write(
-        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: int, num_kept: int
+        self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size, num_kept: Size
     ) -> ir.Value:
         """An empty constant, for who asks for a graph all the same."""
         _check_none(num_kept)
         return op.constant(np.empty(0, np.int64), "nothing")
 
 
-def _check_none(num_kept: int) -> None:
-    if num_kept:
+def _check_none(num_kept: Size) -> None:
+    if num_kept != 0:
         raise OptionError("vtw keeps no visual token", expected=0, found=num_kept)

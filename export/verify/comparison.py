@@ -10,7 +10,7 @@ import numpy as np
 from divprune.export.planning.options import ExportOptions
 from divprune.runtime.errors import NumericalError
 
-__all__ = ["Tolerance", "check_distinct", "check_regret", "compare"]
+__all__ = ["Tolerance", "check_cover", "check_distinct", "check_regret", "compare"]
 
 _SELECTION_TOLERANCE = 1e-5
 """Two float32 products of the same numbers differ by less."""
@@ -70,6 +70,17 @@ def check_distinct(order: np.ndarray, num_tokens: int) -> None:
             "the selection in the graph is not a choice of distinct tokens",
             expected=f"{num_kept} different indices below {num_tokens}",
             found=order.tolist(),
+        )
+
+
+def check_cover(selector: str, found: np.ndarray, reference: np.ndarray) -> None:
+    """Refuse a cover [K] that is not the reference's for the same order."""
+    error = float(np.abs(found - reference).max())
+    if not error <= _SELECTION_TOLERANCE:
+        raise NumericalError(
+            f"the cover in the graph differs from the reference of {selector}",
+            expected=f"similarities that differ by {_SELECTION_TOLERANCE:g} at most",
+            found=f"{error:.3g}",
         )
 
 

@@ -11,7 +11,13 @@ import numpy as np
 from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import Selector
 from divprune.export.selection.downsample import resize
-from divprune.export.verify.comparison import Tolerance, check_distinct, check_regret, compare
+from divprune.export.verify.comparison import (
+    Tolerance,
+    check_cover,
+    check_distinct,
+    check_regret,
+    compare,
+)
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import make_session, more_outputs, run_session
 from divprune.export.vision.selection_graph import KEPT_SLOTS
@@ -84,6 +90,10 @@ def _check_selection(plan: ExportPlan, selector: Selector, outputs: dict[str, np
         raise NumericalError("the kept rows are not those of selection_order in raster order")
     regret = selector.regret(features.astype(np.float32), order, signals)
     check_regret(selector.name, regret)
+    if selector.covers:
+        expected = selector.select_covered(features.astype(np.float32), len(order), signals)
+        if np.array_equal(order, expected[0]):
+            check_cover(selector.name, outputs["selection_cover"], expected[1])
 
 
 def _check_mixture(

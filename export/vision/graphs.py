@@ -2,7 +2,7 @@
 
 | selector | vision/model.onnx | vision/selection.onnx | vision/full.onnx |
 |---|---|---|---|
-| keeps tokens | image_features, order, kept rows | order, kept rows | - |
+| keeps tokens | image_features, order, kept rows, cover | order, kept rows, cover | - |
 | merges tokens | image_features, order, projected mixtures | order, mixtures | - |
 | shows the tower a smaller picture | order, its tokens | order, the picture | image_features |
 | works inside the LLM | image_features | - | - |

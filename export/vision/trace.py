@@ -8,6 +8,7 @@
 | out | deepstack_i | float [N, hidden] | what later decoder layers add, if the family has such |
 | out | selection_order | int64 [K] | kept indices in the order they were chosen |
 | out | selected_features | float [K, hidden] | the kept rows, indices ascending |
+| out | selection_cover | float32 [K] | how well each first k of them cover the rest, if known |
 
 A selector inside the LLM leaves ``image_features`` as the only output.
 

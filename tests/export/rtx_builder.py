@@ -6,16 +6,18 @@ here is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-__all__ = ["BuildFailed", "build_engine"]
+__all__ = ["BuildFailed", "Profile", "Range", "build_engine"]
 
-# A range (shortest, typical, longest) of the only dimension that varies, the sequence.
-Profile = tuple[int, int, int]
+# A range (shortest, typical, longest) of the only dimension that varies, the sequence; or of
+# each that does, by name.
+Range = tuple[int, int, int]
+Profile = Range | Mapping[str, Range]
 
 
 class BuildFailed(AssertionError):
@@ -73,8 +75,14 @@ def _make_profile(builder: Any, network: Any, lengths: Profile) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = tuple(tensor.shape)
-        if -1 in shape:
-            ranges = ([length if d == -1 else d for d in shape] for length in lengths)
-            profile.set_shape(tensor.name, *ranges)
+        if -1 in tuple(tensor.shape):
+            ranges = [_range(tensor, axis, lengths) for axis in range(len(tensor.shape))]
+            profile.set_shape(tensor.name, *map(list, zip(*ranges, strict=True)))
     return profile
+
+
+def _range(tensor: Any, axis: int, lengths: Profile) -> Range:
+    size = tensor.shape[axis]
+    if size != -1:
+        return size, size, size
+    return lengths[tensor.get_dimension_name(axis)] if isinstance(lengths, Mapping) else lengths

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from divprune.export.graphs.lanes import LANES
-from divprune.export.graphs.tensorrt import write_tensorrt_graphs
-from divprune.export.selection import get_selector
+from divprune.export.graphs.lanes import LANES, check_graph
+from divprune.export.graphs.tensorrt import replace_selection, write_tensorrt_graphs
+from divprune.export.selection import Setting, get_selector
 from divprune.export.selection.divprune import choose_max_min
 from divprune.export.selection.similarity import Gram
+from divprune.export.vision.selection_graph import write_selection
 from divprune.plugins.node import MAX_TOKENS
 from divprune.runtime.directory.manifest import Manifest
 
@@ -136,6 +138,35 @@ def test_the_selection_alone_has_the_plugin_too_and_is_the_same_work(
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(found[2], expected[2], atol=1e-6)
+
+
+def test_one_plugin_graph_selects_from_pictures_of_any_size() -> None:
+    selector = get_selector("divprune", Setting(max_tokens=60))
+    model = write_selection(selector, None, None, 12, ir.DataType.FLOAT)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    before = [(value.name, value.shape, value.dtype) for value in model.graph.outputs]
+    replace_selection(model, selector, None)
+    assert [value.name for value in model.graph.inputs] == ["image_features", "kept_slots"]
+    assert [(value.name, value.shape, value.dtype) for value in model.graph.outputs] == before
+    for lane in ("tensorrt", "jetpack6"):
+        limits = LANES[lane].limits
+        assert limits is not None
+        check_graph(model, limits, max_kept=60)
+    proto = ir.to_proto(model)
+    (node,) = (node for node in proto.graph.node if node.domain)
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert attributes["max_tokens"] == 60
+    evaluator = ReferenceEvaluator(proto, new_ops=[GreedyMaxMin])
+    rng = np.random.default_rng(6)
+    for num_tokens, num_kept in ((1, 1), (2, 2), (60, 1), (37, 9), (60, 60)):
+        feeds = {
+            "image_features": rng.standard_normal((num_tokens, 12)).astype(np.float32),
+            "kept_slots": rng.integers(-(2**31), 2**31, num_kept).astype(np.int32),
+        }
+        expected, found = session.run(None, feeds), evaluator.run(None, feeds)
+        for ours, theirs in zip(found[:2], expected[:2], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(found[2], expected[2], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,12 @@ def largest_regret(gram: Matrix, order: list[int]) -> float:
     return regret
 
 
+def covers(gram: Matrix, order: list[int]) -> list[float]:
+    """After each choice: the least similarity of a token left to its nearest choice, or 1."""
+    steps = (scores_after(gram, order[:count]) for count in range(1, len(order) + 1))
+    return [min([1.0, *scores.values()]) for scores in steps]
+
+
 def _largest(row: Matrix, excluding: int) -> float:
     others = np.delete(row, excluding)
     return float(others.max()) if others.size else -math.inf

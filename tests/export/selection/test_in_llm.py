@@ -24,6 +24,7 @@ from divprune.export.selection.greedyprune import (
     salient_regret,
     write_greedy_salient,
 )
+from divprune.export.selection.sizes import size_of
 from divprune.runtime.errors import NumericalError, OptionError
 
 N, WIDTH, HEADS, KV_HEADS, HEAD_DIM, SLOTS = 24, 16, 4, 2, 8, 48
@@ -228,6 +229,28 @@ def test_fastv_takes_a_cache_of_any_length_where_the_graph_leaves_it_open() -> N
         feeds = {name: values[name] for name in selector.inputs}
         feeds["keys"] = np.ascontiguousarray(values["keys"][:, :, :slots])
         np.testing.assert_array_equal(chosen.run(None, feeds)[0], selector.select(values, N, 7))
+
+
+@pytest.mark.parametrize("selector", [CHOOSING[0], CHOOSING[-1]], ids=["greedyprune", "fastv"])
+def test_one_graph_takes_pictures_of_any_size(selector: InLLMSelector) -> None:
+    values = random_values(4)
+    types = {np.dtype("float32"): ir.DataType.FLOAT, np.dtype("int64"): ir.DataType.INT64}
+    shapes = {name: values[name].shape for name in selector.inputs}
+    shapes["visual_states"] = ("tokens", WIDTH)
+    inputs = {
+        name: ir.val(name, types[values[name].dtype], shape) for name, shape in shapes.items()
+    }
+    slots = ir.val("kept_slots", ir.DataType.INT32, ["kept"])
+    op = GraphWriter()
+    sizes = size_of(op, inputs["visual_states"]), size_of(op, slots)
+    order = selector.write(op, inputs, *sizes)
+    chosen = session(serialised(op, [*inputs.values(), slots], order))
+    for num_tokens, num_kept in ((N, 7), (1, 1), (13, 13), (N, N)):
+        given = values | {"visual_states": values["visual_states"][:num_tokens]}
+        expected = selector.select(given, num_tokens, num_kept)
+        feeds = {name: given[name] for name in shapes}
+        feeds["kept_slots"] = np.zeros(num_kept, np.int32)
+        np.testing.assert_array_equal(chosen.run(None, feeds)[0], expected)
 
 
 @pytest.mark.parametrize("selector", [CHOOSING[0], CHOOSING[-1]], ids=["greedyprune", "fastv"])

@@ -196,6 +196,7 @@ def test_two_layers_in_each_others_place_are_found(plan: ExportPlan, copy: Path)
         # Indices counted from the other end: distinct, but not the tokens that were meant.
         ("selection/divprune/greedy/ids", flip_order, "differs from the reference of divprune"),
         ("selection/divprune/greedy/last_id", zero, "not a choice of distinct tokens"),
+        ("selection/divprune/greedy/all_covered", flip_a_sign, "the cover in the graph differs"),
     ],
 )
 def test_a_wrong_selection_is_found(
