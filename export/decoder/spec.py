@@ -113,13 +113,16 @@ def _check_supported(config: Any, max_seq_len: int) -> None:
             "num_key_value_heads",
             found=config.num_key_value_heads,
         )
-    _check_rope(config.rope_parameters or {})
+    _check_rope(config, max_seq_len)
     _check_window(config, max_seq_len)
 
 
-def _check_rope(parameters: dict[str, Any]) -> None:
+def _check_rope(config: Any, max_seq_len: int) -> None:
+    parameters = config.rope_parameters or {}
     rope_type = parameters.get("rope_type", "default")
-    if rope_type not in _STATIC_ROPE_TYPES:
+    if rope_type == "dynamic":
+        _check_dynamic_rope(int(config.max_position_embeddings), max_seq_len)
+    elif rope_type not in _STATIC_ROPE_TYPES:
         raise UnsupportedError(
             "rope scaling of this type depends on the sequence length and is not supported",
             expected="one of " + ", ".join(_STATIC_ROPE_TYPES),
@@ -130,6 +133,17 @@ def _check_rope(parameters: dict[str, Any]) -> None:
             "rotary embedding of a part of each head is not supported",
             expected="partial_rotary_factor 1.0",
             found=parameters["partial_rotary_factor"],
+        )
+
+
+def _check_dynamic_rope(model_len: int, max_seq_len: int) -> None:
+    """Within the model's own length (InternVL3) it is no scaling at all."""
+    if max_seq_len > model_len:
+        raise UnsupportedError(
+            "dynamic rope scaling beyond the model's own length is not supported",
+            expected=f"--max-seq-len of at most max_position_embeddings ({model_len})",
+            found=max_seq_len,
+            fix=f"--max-seq-len {model_len}",
         )
 
 

@@ -41,6 +41,14 @@ def test_linear_rope_scaling_divides_the_frequencies() -> None:
     assert spec.inverse_frequencies[0] == pytest.approx(0.25)
 
 
+def test_dynamic_rope_within_the_models_own_length_is_no_scaling() -> None:
+    config = llama(rope_parameters=rope("dynamic", factor=2.0), max_position_embeddings=128)
+    spec = DecoderSpec.from_config(config, 128, tied_head=False)
+    plain = DecoderSpec.from_config(llama(), 128, tied_head=False)
+    assert spec.inverse_frequencies == plain.inverse_frequencies
+    assert spec.rope_scaling == 1.0
+
+
 def test_yarn_scales_cosine_and_sine() -> None:
     parameters = rope("yarn", factor=4.0, original_max_position_embeddings=512)
     spec = DecoderSpec.from_config(llama(rope_parameters=parameters), 128, tied_head=False)
@@ -52,7 +60,10 @@ def test_yarn_scales_cosine_and_sine() -> None:
     [
         (llama(hidden_act="gelu"), "hidden_act"),
         (llama(hidden_size=48), "head_dim"),
-        (llama(rope_parameters=rope("dynamic", factor=2.0)), "dynamic"),
+        (
+            llama(rope_parameters=rope("dynamic", factor=2.0), max_position_embeddings=127),
+            "(?s)dynamic.*--max-seq-len 127",
+        ),
         (transformers.MistralConfig(sliding_window=64), "--max-seq-len 64"),
         (transformers.GemmaConfig(), "gemma"),
     ],
