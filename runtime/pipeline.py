@@ -74,10 +74,11 @@ class Pipeline:
         self.backend = backend
         self.family = load_family(directory)
         self._tokenizer = TextTokenizer.from_dir(directory.path)
-        self._template = ChatTemplate(
-            directory.file("chat_template.jinja").read_text(encoding="utf-8"),
-            self._tokenizer.special_tokens,
-        )
+        template = directory.file("chat_template.jinja").read_text(encoding="utf-8")
+        video_template = self.manifest.model.facts.get("video_template") or template
+        specials = self._tokenizer.special_tokens
+        self._template = ChatTemplate(template, specials)
+        self._video_template = ChatTemplate(video_template, specials)
         self._encoder = MediaEncoder(
             self.manifest, self.family, backend, PictureCache(picture_cache_bytes)
         )
@@ -317,11 +318,12 @@ class Pipeline:
         self._encoder.cache.clear()
 
     def _write(self, conversation: Conversation, media: Sequence[Prepared | _StandIn]) -> Prompt:
+        has_video = any(medium.kind == "video" for medium in conversation.media)
         return build_prompt(
             conversation,
             media,
             self.family.placeholders,
-            self._template,
+            self._video_template if has_video else self._template,
             self._tokenizer,
             self.manifest.model.visual_token_ids,
         )

@@ -211,7 +211,7 @@ def write_tiny_checkpoint(path: Path, spec_name: str) -> Path:
     spec = TINY_CHECKPOINTS[spec_name]
     config = tiny_config(spec)
     model = LlavaForConditionalGeneration(config).eval()
-    _randomise(model, spec.seed)
+    randomise(model, spec.seed)
     path.mkdir(parents=True, exist_ok=True)
     if spec.layout == "v5":
         model.save_pretrained(path)
@@ -248,7 +248,7 @@ def write_hub_cache(
     return snapshot
 
 
-def _randomise(model: torch.nn.Module, seed: int) -> None:
+def randomise(model: torch.nn.Module, seed: int) -> None:
     """Give every parameter a random value of a size at which logits vary between tokens."""
     import torch
 

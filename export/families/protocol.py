@@ -119,6 +119,7 @@ class Family(Protocol):
         """What the runtime module needs, as JSON.
 
         The export adds ``image_token`` and ``video_token``: the texts of those tokens, or None.
+        ``video_template``, where it is there, is the chat template of conversations with a video.
         """
         ...
 
