@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="divprune-bench", description=_DESCRIPTION)
     add = parser.add_argument
-    add("engine_dir", type=Path, metavar="ENGINE_DIR", help="directory from divprune-export")
+    add("engine_dir", type=Path, metavar="ENGINE_DIR", nargs="?",
+        help="directory from divprune-export; none with --serve")  # fmt: skip
     add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1 (default: as"
         " exported); 1.0 joins wherever the directory has it")  # fmt: skip
     add("--image", help="path, http(s) URL, or - for standard input (default: built-in)")
@@ -59,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     add_memory_options(parser)
     add("--no-probe", action="store_true", help="skip the 2-second probe of the CPU and with it"
         " the roofline times")  # fmt: skip
+    add("--serve", metavar="URL", help="measure a server of OpenAI's API instead, with --image,"
+        " --prompt, --max-new-tokens, --warmup and --iters for each client; its key stands in"
+        " OPENAI_API_KEY")  # fmt: skip
+    add("--clients", default="1,4,16", metavar="LIST", help="of --serve at once (%(default)s)")
     add("--output", type=Path, metavar="FILE", help="also write it: .json, .csv, .md or .html")
     add("--json", action="store_true", help="print the report as JSON instead of tables")
     add_common_options(parser)
@@ -66,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.serve is not None:
+        return _measure_server(arguments)
+    _require_directory(arguments)
     options = _check_options(arguments)
     image, directory = _check_inputs(arguments, options)
     report = _measure(arguments, options, image, directory)
@@ -85,6 +93,54 @@ def _run(arguments: argparse.Namespace) -> int:
     if report.interrupted:
         print("interrupted: the report has what was measured until then", file=sys.stderr)
         return EXIT_INTERRUPTED
+    return 0
+
+
+def _require_directory(arguments: argparse.Namespace) -> None:
+    from divprune.runtime.errors import OptionError
+
+    if arguments.engine_dir is None:
+        raise OptionError(
+            "nothing to measure was named", expected="ENGINE_DIR, or --serve URL", found="neither"
+        )
+
+
+def _measure_server(arguments: argparse.Namespace) -> int:
+    import json
+    import os
+
+    from divprune.runtime.errors import OptionError
+    from divprune.runtime.inputs.image_loading import load_image
+    from divprune.runtime.reports.bench.picture import built_in_picture
+    from divprune.runtime.reports.bench.server_load import (
+        LoadOptions,
+        measure_server,
+        parse_clients,
+        render_load,
+    )
+
+    if arguments.engine_dir is not None or arguments.output is not None:
+        raise OptionError("--serve goes without ENGINE_DIR and --output", fix="--json > FILE")
+    options = LoadOptions(
+        url=arguments.serve,
+        clients=parse_clients(arguments.clients),
+        prompt=arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        warmup=arguments.warmup,
+        iters=arguments.iters,
+        api_key=os.environ.get("OPENAI_API_KEY"),
+    )
+    image = load_image(arguments.image) if arguments.image else built_in_picture()
+
+    def progress(words: str) -> None:
+        if not arguments.quiet:
+            print(words, file=sys.stderr, flush=True)
+
+    rows = measure_server(options, image, progress)
+    if arguments.json:
+        print(json.dumps({"server": options.url, "rows": [row.to_dict() for row in rows]}))
+    else:
+        print(render_load(rows), end="")
     return 0
 
 
