@@ -192,7 +192,7 @@ class ImageProcessor:
         Args:
             image: As `load_image` returns it; any other mode is converted to RGB.
         """
-        picture = self._to_rgb(image)
+        picture = self.to_rgb(image)
         geometry = self.geometry(*picture.size)
         if geometry.padded != geometry.picture:
             square = Image.new("RGB", geometry.padded, self.background)
@@ -219,7 +219,7 @@ class ImageProcessor:
         normalized: npt.NDArray[np.float32] = (values - mean[:, None]) / std[:, None]
         return normalized
 
-    def _to_rgb(self, image: Image.Image) -> Image.Image:
+    def to_rgb(self, image: Image.Image) -> Image.Image:
         if not self.convert_rgb:
             if image.mode != "RGB":
                 raise ImageError(
