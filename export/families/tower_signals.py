@@ -18,11 +18,11 @@ NEED_CLASS_TOKEN = frozenset({"cls_attention", "reader_cls_attention"})
 
 
 class TowerState:
-    """The inside of a tower after one picture.
+    """The inside of a tower after the crops of one picture.
 
     Attributes:
         layers: Encoder layers, each with ``layer_norm1`` and ``self_attn``.
-        hidden: Input of every layer and the output of the last, [1, T, E] each.
+        hidden: Input of every layer and the output of the last, [crops, T, E] each.
         chosen: ``vision_feature_layer`` as indices into ``hidden``, counted from 0.
         dropped: Tokens in front that are no image features: 1 where the class token is cropped.
     """
@@ -38,24 +38,24 @@ class TowerState:
 
     @property
     def patches(self) -> torch.Tensor:
-        """What the projector reads, [N, V]: the chosen layers side by side."""
+        """What the projector reads, [N, V] over all crops: the chosen layers side by side."""
         import torch
 
-        rows = [self.hidden[index][0, self.dropped :] for index in self.chosen]
+        rows = [self.hidden[index][:, self.dropped :].flatten(0, 1) for index in self.chosen]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
-        """The part of [T, ...] that belongs to the N image features, as float32."""
-        return values[self.dropped :].float()
+        """The part of [crops, T, ...] that belongs to the N image features, as float32."""
+        return values[:, self.dropped :].flatten(0, 1).float()
 
     def queries_and_keys(self, layer: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of one layer, each [heads, T, E / heads]."""
+        """Of one layer, each [crops, heads, T, E / heads]."""
         block = self.layers[layer]
-        inputs = block.layer_norm1(self.hidden[layer])[0]
+        inputs = block.layer_norm1(self.hidden[layer])
         attention = block.self_attn
         queries, keys = attention.q_proj(inputs), attention.k_proj(inputs)
-        shape = (len(inputs), heads, -1)
-        return queries.view(shape).transpose(0, 1), keys.view(shape).transpose(0, 1)
+        shape = (*inputs.shape[:2], heads, -1)
+        return queries.view(shape).transpose(1, 2), keys.view(shape).transpose(1, 2)
 
     @property
     def maker(self) -> int:
@@ -79,34 +79,34 @@ def compute_signal(name: str, state: TowerState) -> torch.Tensor:
 
 
 def _attention(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Attention weights float32 [heads, R, T] of queries [heads, R, d] over all keys."""
+    """Attention weights float32 [crops, heads, R, T] of R queries over the keys of their crop."""
     import torch
 
-    logits = queries.float() @ keys.float().transpose(1, 2) / queries.shape[-1] ** 0.5
+    logits = queries.float() @ keys.float().transpose(2, 3) / queries.shape[-1] ** 0.5
     return torch.softmax(logits, dim=-1)
 
 
 def _cls_attention(state: TowerState) -> torch.Tensor:
     queries, keys = state.queries_and_keys(state.maker, state.heads)
-    return state.rows(_attention(queries[:, :1], keys)[:, 0].mean(dim=0))
+    return state.rows(_attention(queries[:, :, :1], keys)[:, :, 0].mean(dim=1))
 
 
 def _mean_attention(state: TowerState) -> torch.Tensor:
     queries, keys = state.queries_and_keys(state.maker, state.heads)
-    return state.rows(_attention(queries, keys).mean(dim=(0, 1)))
+    return state.rows(_attention(queries, keys).mean(dim=(1, 2)))
 
 
 def _keys(state: TowerState) -> torch.Tensor:
-    return state.rows(state.queries_and_keys(state.maker, 1)[1][0])
+    return state.rows(state.queries_and_keys(state.maker, 1)[1][:, 0])
 
 
 def _reader_cls_attention(state: TowerState) -> torch.Tensor:
     queries, keys = state.queries_and_keys(state.reader, 1)
-    return state.rows(_attention(queries[:, :1], keys)[0, 0])
+    return state.rows(_attention(queries[:, :, :1], keys)[:, 0, 0])
 
 
 def _reader_keys(state: TowerState) -> torch.Tensor:
-    return state.rows(state.queries_and_keys(state.reader, 1)[1][0])
+    return state.rows(state.queries_and_keys(state.reader, 1)[1][:, 0])
 
 
 def _patch_features(state: TowerState) -> torch.Tensor:
