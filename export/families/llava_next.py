@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from divprune.export.families._anyres_base import AnyresBase
-from divprune.export.families._llava_base import check_architecture
 
 __all__ = ["FAMILY", "LlavaNextFamily"]
 
@@ -16,17 +14,7 @@ class LlavaNextFamily(AnyresBase):
 
     name: ClassVar[str] = "llava_next"
     model_class: ClassVar[str] = "LlavaNextForConditionalGeneration"
-
-    @staticmethod
-    def check(content: Mapping[str, Any]) -> None:
-        """Check ``config.json`` before transformers reads it.
-
-        Raises:
-            UnsupportedError: naming the architecture.
-        """
-        check_architecture(
-            content, ("LlavaNextForConditionalGeneration",), "LLaVA-1.6", "llava-1.6-vicuna-7b"
-        )
+    known_as: ClassVar[str] = "LLaVA-1.6"
 
 
 FAMILY = LlavaNextFamily

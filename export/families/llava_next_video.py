@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from divprune.export.families._anyres_base import AnyresBase
-from divprune.export.families._llava_base import check_architecture
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,15 +18,11 @@ class LlavaNextVideoFamily(AnyresBase):
 
     name: ClassVar[str] = "llava_next_video"
     model_class: ClassVar[str] = "LlavaNextVideoForConditionalGeneration"
+    known_as: ClassVar[str] = "LLaVA-NeXT-Video"
     taps: ClassVar[int] = 4
     gathers_first: ClassVar[bool] = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        """Bind to a config.
-
-        Raises:
-            UnsupportedError: naming the first setting that cannot be carried out.
-        """
         super().__init__(config)
         pooling = (self._config.spatial_pool_mode, self._config.spatial_pool_stride)
         if pooling != ("average", 2):
@@ -37,20 +31,6 @@ class LlavaNextVideoFamily(AnyresBase):
                 expected="spatial_pool_mode average, spatial_pool_stride 2",
                 found=f"{pooling[0]}, {pooling[1]}",
             )
-
-    @staticmethod
-    def check(content: Mapping[str, Any]) -> None:
-        """Check ``config.json`` before transformers reads it.
-
-        Raises:
-            UnsupportedError: naming the architecture.
-        """
-        check_architecture(
-            content,
-            ("LlavaNextVideoForConditionalGeneration",),
-            "LLaVA-NeXT-Video",
-            "llava-next-video-7b",
-        )
 
 
 FAMILY = LlavaNextVideoFamily

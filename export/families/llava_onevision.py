@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from divprune.export.families._anyres_base import AnyresBase
-from divprune.export.families._llava_base import check_architecture
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -23,14 +21,10 @@ class LlavaOnevisionFamily(AnyresBase):
 
     name: ClassVar[str] = "llava_onevision"
     model_class: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
+    known_as: ClassVar[str] = "LLaVA-OneVision"
     taps: ClassVar[int] = 4
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        """Bind to a config.
-
-        Raises:
-            UnsupportedError: naming the first setting that cannot be carried out.
-        """
         super().__init__(config)
         found = self._config.vision_aspect_ratio
         match = _ANYRES.fullmatch(str(found))
@@ -41,20 +35,6 @@ class LlavaOnevisionFamily(AnyresBase):
                 found=found,
             )
         self._max_tiles = int(match[1])
-
-    @staticmethod
-    def check(content: Mapping[str, Any]) -> None:
-        """Check ``config.json`` before transformers reads it.
-
-        Raises:
-            UnsupportedError: naming the architecture.
-        """
-        check_architecture(
-            content,
-            ("LlavaOnevisionForConditionalGeneration",),
-            "LLaVA-OneVision",
-            "llava-onevision-0.5b",
-        )
 
     def facts(self) -> dict[str, Any]:
         """As the others, and above how many tiles' patches a grid is shrunk."""

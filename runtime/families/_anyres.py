@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from divprune.runtime.errors import OptionError
 from divprune.runtime.inputs.image_processor import ImageProcessor
 
-__all__ = ["Size", "Tiling", "best_pinpoint", "cut_crops", "possible_grids", "reduced_grid"]
+__all__ = ["Grids", "Size", "Tiling", "best_pinpoint", "cut_crops"]
 
 Size = tuple[int, int]
 
@@ -114,22 +115,73 @@ class Tiling:
         return tiles * self.side + (edges - tiles * self.cells) * self.patch
 
 
-def possible_grids(pinpoint: Size, side: int, cells: int) -> list[Size]:
-    """Every ``Tiling.grid`` that a picture may have on a pinpoint."""
-    rows, columns = (length // side * cells for length in pinpoint)
-    flat = [(rows - 2 * dropped, columns) for dropped in range(rows // 2 + 1)]
-    return flat + [(rows, columns - 2 * dropped) for dropped in range(1, columns // 2 + 1)]
+@dataclass(frozen=True)
+class Grids:
+    """The grids of tiles that a checkpoint allows.
 
-
-def reduced_grid(grid: Size, cells: int, max_tiles: int) -> Size:
-    """The grid that ``grid`` is shrunk to, so that it has about ``max_tiles`` tiles of patches.
-
-    LLaVA-OneVision's ``anyres_max_N``: grids that exceed it by a little are left alone.
+    Attributes:
+        side: Side of a crop in pixels.
+        patch: Side of a patch in pixels.
+        pinpoints: Sizes of the grids in pixels.
+        max_tiles: A grid with more patches than so many tiles is shrunk to about as many, as
+            LLaVA-OneVision's ``anyres_max_N`` has it; None for no such rule.
     """
-    ratio = math.sqrt(grid[0] * grid[1] / (max_tiles * cells**2))
-    if ratio <= 1.1:
-        return grid
-    return int(grid[0] // ratio), int(grid[1] // ratio)
+
+    side: int
+    patch: int
+    pinpoints: tuple[Size, ...]
+    max_tiles: int | None = None
+
+    @property
+    def cells(self) -> int:
+        """Patches along the side of a crop."""
+        return self.side // self.patch
+
+    def tiling(self, picture: Size) -> Tiling:
+        """How a picture is cut."""
+        pinpoint = best_pinpoint(picture, self.pinpoints)
+        return Tiling(picture, pinpoint, self.side, self.cells, self.patch)
+
+    def target(self, grid: Size) -> Size:
+        """What a grid of patches is shrunk to; grids that exceed it by little are left alone."""
+        if self.max_tiles is None:
+            return grid
+        ratio = math.sqrt(grid[0] * grid[1] / (self.max_tiles * self.cells**2))
+        return grid if ratio <= 1.1 else (int(grid[0] // ratio), int(grid[1] // ratio))
+
+    def count(self, grid: Size) -> int:
+        """N of a picture: its base view, its grid of patches, and a newline a row."""
+        height, width = self.target(grid)
+        return self.cells**2 + height * (width + 1)
+
+    def counts(self, pinpoint: Size) -> list[int]:
+        """N of every picture that may be cut by a pinpoint: padding leaves grids of many sizes."""
+        rows, columns = (length // self.side * self.cells for length in pinpoint)
+        flat = [(rows - 2 * dropped, columns) for dropped in range(rows // 2 + 1)]
+        narrow = [(rows, columns - 2 * dropped) for dropped in range(1, columns // 2 + 1)]
+        return [self.count(grid) for grid in flat + narrow]
+
+    def num_crops(self, pinpoint: Size) -> int:
+        """The base view and the tiles."""
+        return 1 + pinpoint[0] // self.side * (pinpoint[1] // self.side)
+
+    def within(self, limit: int) -> Grids:
+        """Those that cannot give more than ``limit`` visual tokens.
+
+        Raises:
+            OptionError: if there are none, with the smallest limit that works.
+        """
+        largest = {pinpoint: max(self.counts(pinpoint)) for pinpoint in self.pinpoints}
+        allowed = tuple(pinpoint for pinpoint in self.pinpoints if largest[pinpoint] <= limit)
+        if allowed:
+            return replace(self, pinpoints=allowed)
+        smallest = min(largest.values())
+        raise OptionError(
+            "--max-image-tokens is too small for this model",
+            expected=f"at least {smallest}, for its smallest grid of tiles",
+            found=limit,
+            fix=f"--max-image-tokens {smallest}",
+        )
 
 
 def cut_crops(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -12,28 +11,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from divprune.runtime.directory.manifest_records import DimRange
-from divprune.runtime.errors import ImageError, OptionError
-from divprune.runtime.families._anyres import (
-    Size,
-    Tiling,
-    best_pinpoint,
-    cut_crops,
-    possible_grids,
-)
+from divprune.runtime.errors import ImageError
+from divprune.runtime.families._anyres import Grids, Size, Tiling, best_pinpoint, cut_crops
+from divprune.runtime.families._anyres_config import read_anyres_model
 from divprune.runtime.families._anyres_processor import Processors
 from divprune.runtime.families._packing import Packing, pack_tiles
 from divprune.runtime.families._positions import text_positions
 from divprune.runtime.families.protocol import MediaKind, Prepared, TokenMap
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from PIL import Image
 
+    from divprune.runtime.families.dimensions import ModelDimensions
     from divprune.runtime.inputs.image_processor import ImageProcessor
 
 __all__ = ["AnyresFamily", "crop_map"]
-
-log = logging.getLogger(__name__)
 
 _TYPICAL = (480, 640)
 
@@ -45,11 +40,8 @@ class AnyresFamily:
     Attributes:
         processors: Pixels of a crop, and of a frame.
         placeholders: The texts of the image token and, where there is one, the video token.
-        side: Side of a crop in pixels.
-        patch: Side of a patch in pixels.
-        pinpoints: Grids (height, width) in pixels that the limit allows.
-        all_pinpoints: Those of the checkpoint.
-        max_tiles: Tiles' worth of patches above which a grid is shrunk; None for no such rule.
+        grids: Grids of tiles that the limit allows.
+        pinpoints: Those of the checkpoint.
         limit: ``--max-image-tokens``, or None.
     """
 
@@ -60,11 +52,8 @@ class AnyresFamily:
 
     processors: Processors
     placeholders: Mapping[MediaKind, str]
-    side: int
-    patch: int
+    grids: Grids
     pinpoints: tuple[Size, ...]
-    all_pinpoints: tuple[Size, ...]
-    max_tiles: int | None
     limit: int | None
 
     @classmethod
@@ -81,50 +70,45 @@ class AnyresFamily:
             CheckpointError: if the image processor does not fit the tower.
             OptionError: if no grid of tiles stays within ``max_image_tokens``.
         """
+        side = facts["image_size"]
         pinpoints = tuple((int(height), int(width)) for height, width in facts["pinpoints"])
-        processors = Processors.from_config(preprocessor, facts["image_size"], pinpoints)
-        placeholders: dict[MediaKind, str] = {"image": facts["image_token"]}
-        if "video_token" in facts:
-            placeholders["video"] = facts["video_token"]
-        unlimited = cls(
-            processors,
-            MappingProxyType(placeholders),
-            facts["image_size"],
-            facts["patch_size"],
+        grids = Grids(side, facts["patch_size"], pinpoints, facts.get("max_tiles"))
+        texts: dict[MediaKind, str] = {"image": facts["image_token"]}
+        if facts.get("video_token") is not None:
+            texts["video"] = facts["video_token"]
+        return cls(
+            Processors.from_config(preprocessor, side, pinpoints),
+            MappingProxyType(texts),
+            grids if max_image_tokens is None else grids.within(max_image_tokens),
             pinpoints,
-            pinpoints,
-            facts.get("max_tiles"),
             max_image_tokens,
         )
-        return unlimited if max_image_tokens is None else unlimited._limited(max_image_tokens)
 
-    @property
-    def cells(self) -> int:
-        """Patches along the side of a crop."""
-        return self.side // self.patch
+    @staticmethod
+    def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
+        """The shape of the model that a ``config.json`` describes, with its largest picture."""
+        return read_anyres_model(name, content)
 
     def dims(self) -> Mapping[str, DimRange]:
         """Ranges of ``crops`` and ``tokens``."""
-        counts = [count for pinpoint in self.pinpoints for count in self._counts(pinpoint)]
-        crops = [self._num_crops(pinpoint) for pinpoint in self.pinpoints]
-        height, width = _TYPICAL
+        grids, (height, width) = self.grids, _TYPICAL
+        counts = [count for pinpoint in grids.pinpoints for count in grids.counts(pinpoint)]
+        crops = [grids.num_crops(pinpoint) for pinpoint in grids.pinpoints]
+        typical = grids.num_crops(grids.tiling(_TYPICAL).pinpoint)
         return {
-            "crops": DimRange(
-                min(crops), self._num_crops(best_pinpoint(_TYPICAL, self.pinpoints)), max(crops)
-            ),
+            "crops": DimRange(min(crops), typical, max(crops)),
             "tokens": DimRange(min(counts), self.count_tokens(width, height), max(counts)),
         }
 
     def count_tokens(self, width: int, height: int) -> int:
         """N of a single picture of that size, in pixels."""
-        return self._count(self._tiling((height, width)).grid)
+        return self.grids.count(self._tiling((height, width)).grid)
 
     def prepare_image(self, picture: Image.Image, num_media: int = 1) -> Prepared:
         """Crops ``pixel_values`` float32 [crops, 3, side, side] and the index of the tokens."""
         del num_media
         tiling = self._tiling(picture.size[::-1])
-        target = self._target(tiling.grid)
-        packing = pack_tiles(tiling, target, self.taps)
+        packing = pack_tiles(tiling, self.grids.target(tiling.grid), self.taps)
         return self._prepared(
             "image",
             cut_crops(picture, tiling, self.processors.crop),
@@ -164,30 +148,14 @@ class AnyresFamily:
             return {"token_rows": packing.rows[:, 0]}
         return {"token_rows": packing.rows, "token_weights": packing.weights}
 
-    def _target(self, grid: Size) -> Size:
-        """What the tiles' patches are shrunk to."""
-        return grid
-
-    def _count(self, grid: Size) -> int:
-        height, width = self._target(grid)
-        return self.cells**2 + height * (width + 1)
-
-    def _counts(self, pinpoint: Size) -> list[int]:
-        """Every N of a pinpoint."""
-        return [self._count(grid) for grid in possible_grids(pinpoint, self.side, self.cells)]
-
-    def _num_crops(self, pinpoint: Size) -> int:
-        return 1 + pinpoint[0] // self.side * (pinpoint[1] // self.side)
-
     def _tiling(self, picture: Size) -> Tiling:
         if min(picture) < 1:
             raise ImageError("the picture has no pixels", found=f"{picture[1]} x {picture[0]}")
-        pinpoint = best_pinpoint(picture, self.pinpoints)
-        return Tiling(picture, pinpoint, self.side, self.cells, self.patch)
+        return self.grids.tiling(picture)
 
     def _note(self, tiling: Tiling) -> str | None:
         """Say so where the limit has taken a grid away from this picture."""
-        wanted = best_pinpoint(tiling.picture, self.all_pinpoints)
+        wanted = best_pinpoint(tiling.picture, self.pinpoints)
         if wanted == tiling.pinpoint:
             return None
         return (
@@ -196,25 +164,11 @@ class AnyresFamily:
             f"{self.limit}"
         )
 
-    def _limited(self, limit: int) -> AnyresFamily:
-        """The same with the pinpoints that cannot exceed the limit."""
-        from dataclasses import replace
-
-        largest = {pinpoint: max(self._counts(pinpoint)) for pinpoint in self.pinpoints}
-        allowed = tuple(pinpoint for pinpoint in self.pinpoints if largest[pinpoint] <= limit)
-        if not allowed:
-            smallest = min(largest.values())
-            raise OptionError(
-                "--max-image-tokens is too small for this model",
-                expected=f"at least {smallest}, for its smallest grid of tiles",
-                found=limit,
-                fix=f"--max-image-tokens {smallest}",
-            )
-        return replace(self, pinpoints=allowed)
-
     def _tile_map(self, tiling: Tiling, packing: Packing) -> TokenMap:
         height, width = tiling.picture
-        whole = packing.boxes * (np.array([width, height, width, height]) * self.patch / self.side)
+        whole = packing.boxes * (
+            np.array([width, height, width, height]) * self.grids.patch / self.grids.side
+        )
         on_tiles = (packing.views == 1)[:, None]
         boxes = np.where(on_tiles, tiling.to_picture(packing.boxes), whole)
         return TokenMap(_within(boxes, (height, width)), packing.views, ("whole", "tiles"))

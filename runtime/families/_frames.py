@@ -78,17 +78,15 @@ class FramesFamily(AnyresFamily):
                 if wanted > 1
                 else None,
             )
-        frames = [video.frames[index] for index in sample_frames(len(video.frames), wanted)]
-        packing = self._pack_frames(len(frames))
-        return self._prepared(
-            "video",
-            np.concatenate([self.processors.frame(frame) for frame in frames]),
-            packing,
-            partial(self._frame_map, frames[0].size, packing),
-        )
+        places = sample_frames(len(video.frames), wanted)
+        packing = self._pack_frames(len(places))
+        # One after another: a video decodes its frames as they are asked for.
+        pixels = [self.processors.frame(video.frames[place]) for place in places]
+        token_map = partial(self._frame_map, video.frames[places[0]].size, packing)
+        return self._prepared("video", np.concatenate(pixels), packing, token_map)
 
     def _pack_frames(self, count: int) -> Packing:
-        patches = self.cells**2
+        patches = self.grids.cells**2
         packing = repeat(self.frame_packing(), count, patches)
         if not self.has_end:
             return packing
@@ -99,6 +97,6 @@ class FramesFamily(AnyresFamily):
         return count * len(self.frame_packing()) + (self.has_end and end)
 
     def _frame_map(self, size: tuple[int, int], packing: Packing) -> TokenMap:
-        boxes = crop_map(self.processors.frame, size, packing, self.patch)
+        boxes = crop_map(self.processors.frame, size, packing, self.grids.patch)
         names = tuple(f"frame {number}" for number in range(int(packing.views.max()) + 1))
         return TokenMap(boxes, packing.views, names)

@@ -16,6 +16,7 @@ from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
 __all__ = [
     "TEXT_DEFAULTS",
+    "TOWER_DEFAULTS",
     "read_clip_model",
     "read_clip_tower",
     "read_count",
@@ -60,7 +61,7 @@ _TOWER: Mapping[str, Any] = {
     "num_channels": 3,
     "image_size": 224,
 }
-_TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "clip_vision_model": {**_TOWER, "patch_size": 32},
     "siglip_vision_model": {**_TOWER, "patch_size": 16},
 }
@@ -78,7 +79,7 @@ def read_clip_model(name: str, content: Mapping[str, Any]) -> ModelDimensions:
         CheckpointError: for a number that is missing or none.
     """
     text = with_defaults(content, "text_config", TEXT_DEFAULTS, "llama")
-    vision = with_defaults(content, "vision_config", _TOWER_DEFAULTS, "clip_vision_model")
+    vision = with_defaults(content, "vision_config", TOWER_DEFAULTS, "clip_vision_model")
     tower, num_image_tokens = read_clip_tower(content, vision)
     return ModelDimensions(name, tower, read_text(text), num_image_tokens, read_packed(content))
 

@@ -22,7 +22,7 @@ class LlavaNextVideo(FramesFamily):
 
     def frame_packing(self) -> Packing:
         """Means of 2 x 2 patches."""
-        return average((self.cells, self.cells))
+        return average((self.grids.cells, self.grids.cells))
 
 
 FAMILY = LlavaNextVideo

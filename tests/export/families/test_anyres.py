@@ -66,7 +66,8 @@ class Case:
         self.export_class, self.runtime_class, make_config, content, processor = FAMILIES[name]
         self.config = make_config(**{**content, **changes})
         self.family = self.export_class(self.config)
-        self.runtime = self.runtime_class.from_facts(self.family.facts(), processor, 80)
+        self.facts = {**self.family.facts(), "image_token": "<image>", "video_token": "<video>"}
+        self.runtime = self.runtime_class.from_facts(self.facts, processor, 80)
         torch.manual_seed(0)
         self.model = transformers.AutoModelForImageTextToText.from_config(self.config).eval()
         for parameter in self.model.parameters():
@@ -108,9 +109,7 @@ def video(count: int) -> VideoFrames:
 def test_features_of_pictures_are_those_of_transformers(case: Case, size: tuple[int, int]) -> None:
     module = case.module()
     # Every grid of the checkpoint: the smaller ones that a limit leaves are not transformers'.
-    unlimited = case.runtime_class.from_facts(
-        case.family.facts(), FAMILIES[case.family.name][4], None
-    )
+    unlimited = case.runtime_class.from_facts(case.facts, FAMILIES[case.family.name][4], None)
     prepared = unlimited.prepare_image(noise(size))
     with torch.no_grad():
         features = module(**tensors(prepared))
@@ -250,8 +249,10 @@ def test_settings_that_cannot_be_carried_out_are_refused(
         export_class(make_config(**{**content, **changes}))
 
 
-def test_the_authors_own_checkpoints_are_refused_with_the_conversion() -> None:
-    content = {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"}
-    with pytest.raises(UnsupportedError, match="--model llava-1.6-vicuna-7b"):
-        LlavaNextFamily.check(content)
-    LlavaNextFamily.check({**NEXT, "architectures": ["LlavaNextForConditionalGeneration"]})
+def test_another_architecture_is_refused_by_name() -> None:
+    content = {"model_type": "llava_next", **NEXT}
+    with pytest.raises(UnsupportedError, match="LlavaOnevisionForConditionalGeneration"):
+        LlavaNextFamily.check(
+            {**content, "architectures": ["LlavaOnevisionForConditionalGeneration"]}
+        )
+    LlavaNextFamily.check({**content, "architectures": ["LlavaNextForConditionalGeneration"]})

@@ -248,7 +248,7 @@ def test_newlines_have_no_place_in_the_picture() -> None:
 
 def test_a_limit_drops_larger_grids_and_says_so() -> None:
     limited = next_family(limit=65)
-    assert limited.pinpoints == ((16, 32), (32, 16))
+    assert limited.grids.pinpoints == ((16, 32), (32, 16))
     prepared = limited.prepare_image(noise((48, 48)))
     assert prepared.num_tokens <= 65
     assert prepared.note is not None
@@ -260,7 +260,7 @@ def test_a_limit_drops_larger_grids_and_says_so() -> None:
 def test_a_limit_below_every_grid_names_the_smallest_that_works() -> None:
     with pytest.raises(OptionError, match="--max-image-tokens 52"):
         next_family(limit=51)
-    assert next_family(limit=52).pinpoints == ((16, 32),)
+    assert next_family(limit=52).grids.pinpoints == ((16, 32),)
 
 
 def test_grids_of_config_and_image_processor_must_agree() -> None:

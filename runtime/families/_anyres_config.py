@@ -1,0 +1,74 @@
+"""The shape of a model with tiles from its ``config.json``, before it is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from divprune.runtime.errors import CheckpointError
+from divprune.runtime.families._anyres import Grids
+from divprune.runtime.families._model_config import (
+    TEXT_DEFAULTS,
+    TOWER_DEFAULTS,
+    read_clip_tower,
+    read_count,
+    read_packed,
+    read_text,
+    with_defaults,
+)
+from divprune.runtime.families.dimensions import ModelDimensions
+
+__all__ = ["read_anyres_grids", "read_anyres_model"]
+
+
+def read_anyres_model(
+    name: str,
+    content: Mapping[str, Any],
+    *,
+    text: str = "llama",
+    tower: str = "clip_vision_model",
+    defaults: Mapping[str, Any] | None = None,
+) -> ModelDimensions:
+    """Sizes of tower and decoder, and N of the largest picture.
+
+    Args:
+        name: What the user calls the model.
+        content: ``config.json``; a preset has the part of it that matters.
+        text: Kind of the decoder where none is named.
+        tower: Kind of the tower where none is named.
+        defaults: What the whole config has where it says nothing.
+
+    Raises:
+        UnsupportedError: for another text model or tower.
+        CheckpointError: for a number or the grids that are missing or none.
+    """
+    content = {**(defaults or {}), **content}
+    decoder = with_defaults(content, "text_config", TEXT_DEFAULTS, text)
+    vision = with_defaults(content, "vision_config", TOWER_DEFAULTS, tower)
+    info, _ = read_clip_tower(content, vision)
+    grids = read_anyres_grids(content, vision)
+    largest = max(count for pinpoint in grids.pinpoints for count in grids.counts(pinpoint))
+    return ModelDimensions(name, info, read_text(decoder), largest, read_packed(content))
+
+
+def read_anyres_grids(content: Mapping[str, Any], vision: Mapping[str, Any]) -> Grids:
+    """The grids of tiles of a config whose vision part has its defaults already."""
+    pinpoints = content.get("image_grid_pinpoints")
+    try:
+        sizes = tuple((int(height), int(width)) for height, width in pinpoints or ())
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes:
+        raise CheckpointError(
+            "config.json: image_grid_pinpoints is wrong",
+            expected="a list of pairs of a height and a width",
+            found=pinpoints,
+        )
+    ratio = str(content.get("vision_aspect_ratio", ""))
+    most = ratio.removeprefix("anyres_max_")
+    return Grids(
+        read_count(vision, "image_size"),
+        read_count(vision, "patch_size"),
+        sizes,
+        int(most) if most.isdecimal() else None,
+    )
