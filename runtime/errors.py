@@ -18,6 +18,7 @@ __all__ = [
     "OptionError",
     "PromptError",
     "UnsupportedError",
+    "VideoError",
     "printable",
     "shorten",
 ]
@@ -64,6 +65,10 @@ class OptionError(DivPruneError):
 
 class ImageError(DivPruneError):
     """A picture cannot be fetched, read or decoded."""
+
+
+class VideoError(ImageError):
+    """A video cannot be fetched, read or decoded."""
 
 
 class DatasetError(DivPruneError):

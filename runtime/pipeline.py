@@ -172,7 +172,7 @@ class Pipeline:
         sampler = Sampler(sampling)
         if not reuse:
             self.forget()
-        opened = [self._encoder.open(medium, num_frames) for medium in conversation.media]
+        opened = [self._encoder.open(medium) for medium in conversation.media]
         clock = Stopwatch()
         media = [
             self._encoder.prepare(each, num_media=len(opened), num_frames=num_frames, scope=scope)

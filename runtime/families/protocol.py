@@ -29,12 +29,15 @@ class VideoFrames:
     """Frames of a video in the order of time, not yet sampled by a family.
 
     Attributes:
-        frames: RGB pictures of one size.
+        frames: RGB pictures of one size. They may be decoded as they are asked for, fastest in
+            ascending order.
         fps: Frames a second of ``frames``; None for a folder or an animation without times.
+        fingerprint: Equal for equal videos; None where the frames themselves have to tell.
     """
 
-    frames: tuple[Image.Image, ...]
+    frames: Sequence[Image.Image]
     fps: float | None
+    fingerprint: bytes | None = None
 
 
 @dataclass(frozen=True)

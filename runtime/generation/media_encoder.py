@@ -66,8 +66,8 @@ class MediaEncoder:
         self._manifest, self._family, self._backend = manifest, family, backend
         self.cache = cache
 
-    def open(self, medium: Medium, num_frames: int | None = None) -> Opened:
-        """Decode a picture or video.
+    def open(self, medium: Medium) -> Opened:
+        """Decode a picture, or open a video, whose frames are decoded as they are taken.
 
         Raises:
             ImageError: if it cannot be read.
@@ -88,7 +88,7 @@ class MediaEncoder:
             )
         from divprune.runtime.inputs.video import load_video  # type: ignore[import-not-found, unused-ignore]
 
-        return Opened(load_video(medium.source, num_frames or self._family.default_frames))
+        return Opened(load_video(medium.source))
 
     def prepare(
         self,
@@ -178,8 +178,14 @@ def _sizes(manifest: Manifest, prepared: Prepared) -> dict[str, int]:
 
 
 def _digest(content: Image.Image | VideoFrames, context: Sequence[Hashable]) -> bytes:
-    pictures = content.frames if isinstance(content, VideoFrames) else (content,)
     digest = hashlib.sha256(repr(tuple(context)).encode())
+    pictures: Sequence[Image.Image] = ()
+    if not isinstance(content, VideoFrames):
+        pictures = (content,)
+    elif content.fingerprint is not None:
+        digest.update(content.fingerprint)
+    else:
+        pictures = content.frames
     for picture in pictures:
         digest.update(f"{type(content).__name__} {picture.mode} {picture.size}".encode())
         digest.update(picture.tobytes())

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from divprune.runtime.errors import ImageError, shorten
 
-__all__ = ["ACCEPTED", "MAX_STREAM_BYTES", "open_source"]
+__all__ = ["ACCEPTED", "MAX_STREAM_BYTES", "file_path", "open_source", "scheme_of"]
 
 ACCEPTED = "a picture file, an http(s), file or data URL, or - for standard input"
 
@@ -37,18 +37,24 @@ def open_source(source: str | Path) -> tuple[BinaryIO, str]:
     """
     if str(source) == "-":
         return io.BytesIO(_read_stdin()), "standard input"
-    match = _SCHEME.match(source) if isinstance(source, str) else None
-    if match is None:
+    scheme = scheme_of(source)
+    if scheme is None:
         return _open_file(Path(source)), shorten(str(source), _LONGEST_NAME)
-    url, scheme = str(source), match[1].lower()
+    url = str(source)
     name = shorten(url, _LONGEST_NAME)
     if scheme == "file":
-        return _open_file(_file_path(url)), name
+        return _open_file(file_path(url)), name
     if scheme == "data":
         return io.BytesIO(_decode_data_uri(url)), shorten(url, 60)
     from divprune.runtime.inputs.download import download
 
     return io.BytesIO(download(url, MAX_STREAM_BYTES)), name
+
+
+def scheme_of(source: object) -> str | None:
+    """``http``, ``https``, ``file`` or ``data`` for a URL of that kind; otherwise None."""
+    match = _SCHEME.match(source) if isinstance(source, str) else None
+    return None if match is None else match[1].lower()
 
 
 def _open_file(path: Path) -> BinaryIO:
@@ -122,7 +128,7 @@ def _read_stdin() -> bytes:
     return bytes(data)
 
 
-def _file_path(url: str) -> Path:
+def file_path(url: str) -> Path:
     """The path of ``file:///path``, ``file://localhost/path`` or ``file:/path``."""
     from urllib.parse import unquote, urlsplit
 
