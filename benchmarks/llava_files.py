@@ -1,4 +1,4 @@
-"""The files of a LLaVA checkpoint, in the layouts found in the wild.
+"""The files of a LLaVA, LLaVA-1.6, NeXT-Video or OneVision checkpoint, in the layouts in use.
 
 ``hub`` is that of the llava-hf repositories, ``v4`` that of transformers 4.52 to 4.57, ``v5`` that
 of transformers 5. They differ in tensor names, in the spelling of the config, and in where the
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig
+    from transformers import PreTrainedConfig
 
 __all__ = [
     "DType",
@@ -30,6 +30,7 @@ __all__ = [
     "TokenizerStyle",
     "image_processor_config",
     "stored_name",
+    "video_processor_config",
     "write_config",
     "write_side_files",
     "write_weights",
@@ -44,6 +45,8 @@ LLAVA_TEMPLATE = (
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>\n' }}{% endfor %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}"
@@ -56,6 +59,8 @@ CHATML_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'video') %}"
+    "{{ '<video>' }}{% endfor %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ '\n' + part['text'] }}{% endfor %}{{ '<|im_end|>' }}"
     "{% endfor %}"
@@ -70,6 +75,7 @@ _CLIP_STATISTICS = (
     [0.48145466, 0.4578275, 0.40821073],
     [0.26862954, 0.26130258, 0.27577711],
 )
+_ARCHITECTURE = "ForConditionalGeneration"
 _CHUNK = 1 << 22  # elements made at once: 16 MiB of float32
 
 
@@ -176,10 +182,10 @@ def _encode(values: NDArray[np.float32], dtype: DType) -> bytes:
     return (rounded >> np.uint32(16)).astype("<u2").tobytes()
 
 
-def write_config(directory: Path, config: LlavaConfig, layout: Layout, dtype: DType) -> None:
+def write_config(directory: Path, config: PreTrainedConfig, layout: Layout, dtype: DType) -> None:
     """Write config.json and generation_config.json in the spelling of ``layout``."""
     content = config.to_diff_dict()
-    content["architectures"] = ["LlavaForConditionalGeneration"]
+    content["architectures"] = [type(config).__name__.replace("Config", _ARCHITECTURE)]
     if layout == "v5":
         content["dtype"] = _DTYPES[dtype][0]
     else:
@@ -226,7 +232,7 @@ def _older_spelling(part: Any, *, sparse: bool) -> dict[str, Any]:
 
 
 def write_side_files(
-    directory: Path, config: LlavaConfig, layout: Layout, *, style: TokenizerStyle = "llama"
+    directory: Path, config: PreTrainedConfig, layout: Layout, *, style: TokenizerStyle = "llama"
 ) -> None:
     """Write tokenizer, chat template and processor configs where ``layout`` keeps them."""
     _write_tokenizer(directory, config, style)
@@ -235,23 +241,38 @@ def write_side_files(
         _write_json(directory / "chat_template.json", {"chat_template": template})
     else:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    is_clip = config.vision_config.model_type == "clip_vision_model"
-    processor = {
-        "image_token": "<image>",
-        "num_additional_image_tokens": int(is_clip),
-        "patch_size": config.vision_config.patch_size,
-        "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
-    }
+    video = video_processor_config(config)
+    processor = _processor_config(config)
     image = image_processor_config(config)
     if layout == "v5":
         processor["image_processor"] = image
+        if video is not None:
+            processor["video_processor"] = video
     else:
         _write_json(directory / "preprocessor_config.json", image)
+        if video is not None:
+            _write_json(directory / "video_preprocessor_config.json", video)
     _write_json(directory / "processor_config.json", processor)
 
 
-def image_processor_config(config: LlavaConfig) -> dict[str, Any]:
+def _processor_config(config: PreTrainedConfig) -> dict[str, Any]:
+    is_clip = config.vision_config.model_type == "clip_vision_model"
+    content = {
+        "image_token": "<image>",
+        "processor_class": _class_name(config, "Processor"),
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+    }
+    if _video_token_id(config) is not None:
+        content["video_token"] = "<video>"
+    if config.model_type == "llava_onevision":
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        ratio = config.vision_aspect_ratio
+        return content | {"num_image_tokens": patches, "vision_aspect_ratio": ratio}
+    patch = config.vision_config.patch_size
+    return content | {"num_additional_image_tokens": int(is_clip), "patch_size": patch}
+
+
+def image_processor_config(config: PreTrainedConfig) -> dict[str, Any]:
     """What preprocessor_config.json says for the vision tower of ``config``."""
     edge = config.vision_config.image_size
     square = {"height": edge, "width": edge}
@@ -260,17 +281,20 @@ def image_processor_config(config: LlavaConfig) -> dict[str, Any]:
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "processor_class": "LlavaProcessor",
+        "processor_class": _class_name(config, "Processor"),
         "resample": 3,
         "rescale_factor": 1 / 255,
     }
+    if grids := getattr(config, "image_grid_pinpoints", None):
+        content |= {"do_pad": True, "image_grid_pinpoints": grids}
     if config.vision_config.model_type != "clip_vision_model":
         half = [0.5, 0.5, 0.5]
-        kind = {"image_processor_type": "SiglipImageProcessor", "size": square}
-        return content | kind | {"image_mean": half, "image_std": half}
+        kind = _image_processor_type(config, "SiglipImageProcessor")
+        content |= {"image_processor_type": kind, "size": square}
+        return content | {"image_mean": half, "image_std": half}
     mean, std = _CLIP_STATISTICS
     return content | {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": _image_processor_type(config, "CLIPImageProcessor"),
         "crop_size": square,
         "do_center_crop": True,
         "image_mean": mean,
@@ -279,12 +303,38 @@ def image_processor_config(config: LlavaConfig) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(directory: Path, config: LlavaConfig, style: TokenizerStyle) -> None:
+def video_processor_config(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """What video_preprocessor_config.json says; None for a model that takes no videos."""
+    if _video_token_id(config) is None:
+        return None
+    content = image_processor_config(config)
+    for key in ("image_processor_type", "image_grid_pinpoints", "do_pad"):
+        del content[key]
+    return content | {"video_processor_type": _class_name(config, "VideoProcessor")}
+
+
+def _image_processor_type(config: PreTrainedConfig, of_one_crop: str) -> str:
+    """LLaVA-NeXT-Video has that of LLaVA-1.6, and LLaVA-1.5 that of its tower."""
+    if config.model_type == "llava":
+        return of_one_crop
+    return _class_name(config, "ImageProcessor").replace("NextVideo", "Next")
+
+
+def _class_name(config: PreTrainedConfig, role: str) -> str:
+    return type(config).__name__.replace("Config", role)
+
+
+def _video_token_id(config: PreTrainedConfig) -> int | None:
+    index: int | None = getattr(config, "video_token_id", None)
+    return index
+
+
+def _write_tokenizer(directory: Path, config: PreTrainedConfig, style: TokenizerStyle) -> None:
     """A small BPE tokenizer in which every id below vocab_size decodes to something."""
     build = _llama_tokenizer if style == "llama" else _chatml_tokenizer
-    tokenizer, names = build(config.text_config.vocab_size, config.image_token_index)
+    tokenizer, names = build(config.text_config.vocab_size, _placeholders(config))
     tokenizer.save(str(directory / "tokenizer.json"))
-    special = {"additional_special_tokens": ["<image>"], **names}
+    special = {"additional_special_tokens": [*_placeholders(config).values()], **names}
     content = {
         "added_tokens_decoder": {
             str(index): {"content": token.content, "special": True, "normalized": False}
@@ -293,21 +343,28 @@ def _write_tokenizer(directory: Path, config: LlavaConfig, style: TokenizerStyle
         },
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.text_config.max_position_embeddings,
-        "processor_class": "LlavaProcessor",
+        "processor_class": _class_name(config, "Processor"),
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
     }
     _write_json(directory / "tokenizer_config.json", content)
 
 
-def _llama_tokenizer(vocab_size: int, image_id: int) -> tuple[Any, dict[str, str]]:
+def _placeholders(config: PreTrainedConfig) -> dict[int, str]:
+    """The visual tokens, which stand side by side in the vocabulary."""
+    video = _video_token_id(config)
+    tokens = {config.image_token_id: "<image>"}
+    return tokens if video is None else tokens | {video: "<video>"}
+
+
+def _llama_tokenizer(vocab_size: int, visual: Mapping[int, str]) -> tuple[Any, dict[str, str]]:
     """As Llama's: BPE over ``▁`` words with byte fallback, BOS added in front."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     start = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     characters = [chr(code) for code in range(33, 127)]
-    vocab, merges = _vocabulary(start + characters, "▁", vocab_size, image_id, "<pad>")
+    vocab, merges = _vocabulary(start + characters, "▁", vocab_size, visual, "<pad>")
     model = models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -324,31 +381,31 @@ def _llama_tokenizer(vocab_size: int, image_id: int) -> tuple[Any, dict[str, str
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
     )
-    tokenizer.add_special_tokens([*names.values(), "<image>"])
+    tokenizer.add_special_tokens([*names.values(), *visual.values()])
     return tokenizer, names
 
 
-def _chatml_tokenizer(vocab_size: int, image_id: int) -> tuple[Any, dict[str, str]]:
+def _chatml_tokenizer(vocab_size: int, visual: Mapping[int, str]) -> tuple[Any, dict[str, str]]:
     """As Qwen's: byte-level BPE without BOS; turns end in ``<|im_end|>``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab, merges = _vocabulary(specials + characters, "Ġ", vocab_size, image_id, "<|pad|>")
+    vocab, merges = _vocabulary(specials + characters, "Ġ", vocab_size, visual, "<|pad|>")
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([*specials, "<|pad|>", "<image>"])
+    tokenizer.add_special_tokens([*specials, "<|pad|>", *visual.values()])
     return tokenizer, {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
 
 
 def _vocabulary(
-    start: list[str], space: str, vocab_size: int, image_id: int, pad: str
+    start: list[str], space: str, vocab_size: int, visual: Mapping[int, str], pad: str
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids for ``start``, then words with their merges, ``<image>`` and ``pad`` at their place."""
-    fixed = {image_id: "<image>", image_id + 1: pad}
-    if len(start) > image_id or image_id + 1 >= vocab_size:
-        raise ValueError(f"{len(start)} tokens and <image> do not fit {image_id=} {vocab_size=}")
+    """Ids for ``start``, then words with their merges; placeholders and ``pad`` at their places."""
+    fixed = {**visual, max(visual) + 1: pad}
+    if len(start) > min(visual) or max(fixed) >= vocab_size:
+        raise ValueError(f"{len(start)} tokens and {visual} do not fit {vocab_size=}")
     merges: list[tuple[str, str]] = []
     tokens = dict.fromkeys(start)
     for word in _words(space):
