@@ -1,0 +1,113 @@
+"""LLaVA-1.6, LLaVA-NeXT-Video and LLaVA-OneVision answer as transformers does.
+
+Token ids and kept indices, at every keep, for pictures of all shapes, several in a prompt, and
+videos of different lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyres_checkpoints import ANYRES_CHECKPOINTS, write_anyres_checkpoint
+from PIL import Image
+
+from divprune.export.export_model import ExportOptions, export_model
+from divprune.runtime import Pipeline
+from divprune.runtime.families import VideoFrames
+from tests.end_to_end.anyres_reference import AnyresReference
+from tests.end_to_end.reference import Media, messages_about
+from tests.runtime.families.anyres_cases import SIZES, noise
+
+PROMPT = "What is in the image?"
+KEEPS = (1.0, 0.3, 0.1)
+NEW_TOKENS = 12
+
+
+class Both:
+    """An engine directory at keep 0.3, and its checkpoint in transformers."""
+
+    def __init__(self, name: str, folder: Path, **options: Any) -> None:
+        checkpoint = write_anyres_checkpoint(folder / "checkpoint", name)
+        output = folder / "engine"
+        fixed = {"keep": 0.3, "dtype": "fp32", "output": output}
+        export_model(ExportOptions(model=str(checkpoint), **{**fixed, **options}))
+        self.pipeline = Pipeline.from_dir(output)
+        self.reference = AnyresReference(checkpoint)
+
+    def check(self, media: Media, keep: float, positions: str = "contiguous") -> None:
+        expected = self.reference.answer(media, PROMPT, keep, NEW_TOKENS, positions)
+        given = [each if isinstance(each, Image.Image) else _video(each) for each in media]
+        most = max((len(each) for each in media if not isinstance(each, Image.Image)), default=None)
+        result = self.pipeline.chat(
+            messages_about(given, PROMPT, keys=True),
+            keep=keep,
+            max_new_tokens=NEW_TOKENS,
+            ignore_eos=True,
+            num_frames=most,
+        ).result
+        assert [image.num_image_tokens for image in result.images] == expected.num_tokens
+        assert [list(image.kept_indices) for image in result.images] == expected.kept
+        assert list(result.token_ids) == expected.token_ids
+
+
+def _video(frames: Sequence[Image.Image]) -> VideoFrames:
+    return VideoFrames(tuple(frames), fps=None)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Both]:
+    made: dict[tuple[Any, ...], Both] = {}
+
+    def get(name: str, **options: Any) -> Both:
+        key = name, *sorted(options.items())
+        if key not in made:
+            made[key] = Both(name, tmp_path_factory.mktemp(name), **options)
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("name", ANYRES_CHECKPOINTS)
+def test_pictures_of_every_shape(name: str, both: Callable[..., Both]) -> None:
+    for seed, size in enumerate(SIZES.values()):
+        for keep in KEEPS:
+            both(name).check([noise(size, seed)], keep)
+
+
+@pytest.mark.parametrize("name", ANYRES_CHECKPOINTS)
+@pytest.mark.parametrize("keep", KEEPS)
+def test_two_pictures_in_a_prompt(name: str, keep: float, both: Callable[..., Both]) -> None:
+    both(name).check([noise((64, 48)), noise((30, 70), 1)], keep)
+
+
+@pytest.mark.parametrize("name", [name for name in ANYRES_CHECKPOINTS if "next-video" in name])
+@pytest.mark.parametrize("count", [1, 6, 16])
+def test_videos_of_llava_next_video(name: str, count: int, both: Callable[..., Both]) -> None:
+    for keep in KEEPS:
+        both(name).check([_frames(count)], keep)
+
+
+@pytest.mark.parametrize("name", [name for name in ANYRES_CHECKPOINTS if "onevision" in name])
+@pytest.mark.parametrize("count", [1, 6, 16])
+def test_videos_of_onevision(name: str, count: int, both: Callable[..., Both]) -> None:
+    for keep in KEEPS:
+        both(name, max_image_tokens=150).check([_frames(count)], keep)
+
+
+@pytest.mark.parametrize("name", ["next-video-llama-hub", "onevision-qwen2-hub"])
+def test_a_picture_and_a_video_in_a_prompt(name: str, both: Callable[..., Both]) -> None:
+    for keep in KEEPS:
+        both(name).check([noise((64, 48)), _frames(6)], keep)
+
+
+@pytest.mark.parametrize("name", ["next-llama-hub", "next-video-llama-hub", "onevision-qwen2-hub"])
+def test_original_positions(name: str, both: Callable[..., Both]) -> None:
+    for keep in KEEPS:
+        both(name, positions="original").check([noise((64, 48)), noise((9, 70))], keep, "original")
+
+
+def _frames(count: int) -> tuple[Image.Image, ...]:
+    return tuple(noise((40, 30), seed) for seed in range(count))
