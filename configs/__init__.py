@@ -34,7 +34,8 @@ class Preset:
         prompt: One turn as the model's chat template writes it, with ``{question}``.
         image_size: Height and width of the tower's input in pixels.
         patch_size: Edge of a patch in pixels.
-        num_image_tokens: Visual tokens one image makes (N).
+        num_image_tokens: Visual tokens of a picture (N); of the largest one where N varies.
+        typical_image_tokens: Those of a picture of 640 x 480 pixels; ``None`` where N is fixed.
         config: The part of its config.json that says how large it is.
         recommended_keep: Fraction to keep; ``None`` where nobody has measured it.
         license: Licence tag of the repository; ``None`` if not known for certain.
@@ -50,6 +51,7 @@ class Preset:
     config: dict[str, Any]
     recommended_keep: float | None = None
     license: str | None = None
+    typical_image_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("hub_id", "family", "prompt"):
@@ -71,11 +73,13 @@ class Preset:
     def _check_config(self) -> None:
         _check(isinstance(self.config, dict), self.name, "config", "a mapping", self.config)
         try:
-            tokens = read_dimensions(self.name, self.config).num_image_tokens
+            model = read_dimensions(self.name, self.config)
         except DivPruneError as error:
             raise OptionError(f"preset {self.name}: config is wrong", found=error) from error
-        expected = f"one of {self.num_image_tokens} visual tokens"
-        _check(tokens == self.num_image_tokens, self.name, "config", expected, f"{tokens}")
+        for field in ("num_image_tokens", "typical_image_tokens"):
+            stated, tokens = getattr(self, field), getattr(model, field)
+            expected = f"one of {field} {stated}"
+            _check(tokens == stated, self.name, "config", expected, f"{tokens}")
 
 
 def list_presets() -> tuple[str, ...]:

@@ -18,7 +18,9 @@ from divprune.runtime.families._model_config import (
 )
 from divprune.runtime.families.dimensions import ModelDimensions
 
-__all__ = ["read_anyres_grids", "read_anyres_model"]
+__all__ = ["TYPICAL", "read_anyres_grids", "read_anyres_model"]
+
+TYPICAL = (480, 640)  # height and width of an everyday picture
 
 
 def read_anyres_model(
@@ -29,7 +31,7 @@ def read_anyres_model(
     tower: str = "clip_vision_model",
     defaults: Mapping[str, Any] | None = None,
 ) -> ModelDimensions:
-    """Sizes of tower and decoder, and N of the largest picture.
+    """Sizes of tower and decoder, and N of the largest picture and of a typical one.
 
     Args:
         name: What the user calls the model.
@@ -47,8 +49,14 @@ def read_anyres_model(
     vision = with_defaults(content, "vision_config", TOWER_DEFAULTS, tower)
     info, _ = read_clip_tower(content, vision)
     grids = read_anyres_grids(content, vision)
-    largest = max(count for pinpoint in grids.pinpoints for count in grids.counts(pinpoint))
-    return ModelDimensions(name, info, read_text(decoder), largest, read_packed(content))
+    return ModelDimensions(
+        name,
+        info,
+        read_text(decoder),
+        max(count for pinpoint in grids.pinpoints for count in grids.counts(pinpoint)),
+        read_packed(content),
+        grids.count(grids.tiling(TYPICAL).grid),
+    )
 
 
 def read_anyres_grids(content: Mapping[str, Any], vision: Mapping[str, Any]) -> Grids:

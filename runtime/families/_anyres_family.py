@@ -13,7 +13,7 @@ import numpy as np
 from divprune.runtime.directory.manifest_records import DimRange
 from divprune.runtime.errors import ImageError
 from divprune.runtime.families._anyres import Grids, Size, Tiling, best_pinpoint, cut_crops
-from divprune.runtime.families._anyres_config import read_anyres_model
+from divprune.runtime.families._anyres_config import TYPICAL, read_anyres_model
 from divprune.runtime.families._anyres_processor import Processors
 from divprune.runtime.families._packing import Packing, pack_tiles
 from divprune.runtime.families._positions import text_positions
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from divprune.runtime.inputs.image_processor import ImageProcessor
 
 __all__ = ["AnyresFamily", "crop_map"]
-
-_TYPICAL = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,10 @@ class AnyresFamily:
 
     def dims(self) -> Mapping[str, DimRange]:
         """Ranges of ``crops`` and ``tokens``."""
-        grids, (height, width) = self.grids, _TYPICAL
+        grids, (height, width) = self.grids, TYPICAL
         counts = [count for pinpoint in grids.pinpoints for count in grids.counts(pinpoint)]
         crops = [grids.num_crops(pinpoint) for pinpoint in grids.pinpoints]
-        typical = grids.num_crops(grids.tiling(_TYPICAL).pinpoint)
+        typical = grids.num_crops(grids.tiling(TYPICAL).pinpoint)
         return {
             "crops": DimRange(min(crops), typical, max(crops)),
             "tokens": DimRange(min(counts), self.count_tokens(width, height), max(counts)),

@@ -64,8 +64,9 @@ class ModelDimensions:
         name: What the user calls it.
         tower: The vision tower.
         text: The language model.
-        num_image_tokens: Visual tokens of a picture (N).
+        num_image_tokens: Visual tokens of a picture (N); of the largest one where N varies.
         packed: How the checkpoint is quantised already; None where it is not.
+        typical_image_tokens: N of a picture of 640 x 480 pixels; None where N is fixed.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelDimensions:
     text: TextDimensions
     num_image_tokens: int
     packed: QuantScheme | None = None
+    typical_image_tokens: int | None = None
 
     def tower_matrices(self) -> tuple[Matrix, ...]:
         """What ``--vision-quant`` is about: the linear layers of the tower."""

@@ -78,6 +78,7 @@ def test_suggestion_is_the_nearest_name_or_none(name: str, guess: str | None) ->
         ({"patch_size": "14"}, "patch_size"),
         ({"num_image_tokens": True}, "num_image_tokens"),
         ({"num_image_tokens": 577}, "config"),  # not those of the tower
+        ({"typical_image_tokens": 300}, "config"),  # of a model with a fixed number
         ({"config": 1}, "config"),
         ({"config": {"model_type": "resnet"}}, "config"),
         ({"recommended_keep": 10}, "recommended_keep"),
