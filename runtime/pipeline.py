@@ -173,9 +173,10 @@ class Pipeline:
         if not reuse:
             self.forget()
         opened = [self._encoder.open(medium) for medium in conversation.media]
+        num_pictures = sum(medium.kind == "image" for medium in conversation.media)
         clock = Stopwatch()
         media = [
-            self._encoder.prepare(each, num_media=len(opened), num_frames=num_frames, scope=scope)
+            self._encoder.prepare(each, num_media=num_pictures, num_frames=num_frames, scope=scope)
             for each in opened
         ]
         prompt, positions, next_position = self._number(
@@ -208,7 +209,7 @@ class Pipeline:
             selection_ms = None
         prefill = Prefill(
             images=tuple(
-                _image_result(each, medium, len(media))
+                _image_result(each, medium, num_pictures)
                 for each, medium in zip(kept, media, strict=True)
             ),
             prompt_tokens=len(rows),

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from divprune.runtime.inputs.video_frames import VideoFrames
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -22,22 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Family", "MediaKind", "Prepared", "TokenMap", "VideoFrames"]
 
 MediaKind = Literal["image", "video"]
-
-
-@dataclass(frozen=True)
-class VideoFrames:
-    """Frames of a video in the order of time, not yet sampled by a family.
-
-    Attributes:
-        frames: RGB pictures of one size. They may be decoded as they are asked for, fastest in
-            ascending order.
-        fps: Frames a second of ``frames``; None for a folder or an animation without times.
-        fingerprint: Equal for equal videos; None where the frames themselves have to tell.
-    """
-
-    frames: Sequence[Image.Image]
-    fps: float | None
-    fingerprint: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +134,7 @@ class Family(Protocol):
         ...
 
     def prepare_image(self, picture: Image.Image, num_media: int = 1) -> Prepared:
-        """One picture of a request with ``num_media`` pictures and videos.
+        """One picture of a request with ``num_media`` pictures; videos do not count.
 
         Raises:
             ImageError: if it is too elongated or too small to be prepared.

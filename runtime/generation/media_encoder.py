@@ -102,7 +102,7 @@ class MediaEncoder:
 
         Args:
             opened: The picture or video.
-            num_media: How many there are in the request.
+            num_media: Pictures in the request.
             num_frames: Frames to take of a video.
             scope: Pictures are shared only between calls of the same scope.
 

@@ -26,7 +26,7 @@ class ImageResult:
         cover: The least similarity of a dropped token to its most similar kept one, where the
             selector tells it.
         note: What was done to it, such as that it was scaled down; or None.
-        num_media: Pictures and videos in the request, which some families prepare differently.
+        num_media: Pictures in the request: some families prepare several differently.
     """
 
     kept_indices: tuple[int, ...]

@@ -153,7 +153,8 @@ def _wrong_number(
     wanted: Sequence[str], found: Sequence[str], placeholders: Mapping[MediaKind, str]
 ) -> PromptError:
     kinds: tuple[MediaKind, ...] = ("image", "video")
-    kind = next((k for k in kinds if wanted.count(k) != found.count(k)), kinds[0])
+    order = sorted(kinds, key=lambda kind: kind in placeholders)  # what it never takes first
+    kind = next((k for k in order if wanted.count(k) != found.count(k)), kinds[0])
     if kind not in placeholders:
         return PromptError(
             f"this model takes no {kind}s",

@@ -15,9 +15,9 @@ from typing import Any, overload
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from divprune.runtime.errors import VideoError
-from divprune.runtime.families.protocol import VideoFrames
 from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image
 from divprune.runtime.inputs.image_sources import file_path, open_source, scheme_of
+from divprune.runtime.inputs.video_frames import VideoFrames
 
 __all__ = ["LazyFrames", "load_video"]
 
