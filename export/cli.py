@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.cli.main_guard import (
+    ToolParser,
+    add_common_options,
+    configure_logging,
+    run_guarded,
+    run_tool,
+)
 
 __all__ = ["add_arguments", "main", "run"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``divprune-export``."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog="divprune-export",
         description="Export a LLaVA-type model to an engine directory with DivPrune inside.",
     )
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return run_tool(parser, _export, argv)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add("--model", required=True, help="preset (llava-1.5-7b), hub id (org/name) or directory")
-    add("--keep", type=float, help="fraction of visual tokens KEPT, e.g. 0.1 (vtw takes none)")
+    add(
+        "--keep",
+        type=float,
+        help="required: fraction of visual tokens KEPT, e.g. 0.1 (vtw takes none)",
+    )
     add("--output", type=Path, help="engine directory to write (default ./<model>-keep<keep>)")
     add(
         "--target",
@@ -79,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export as ``args`` say; returns the exit code."""
+    """Export as ``args`` say, which another tool has parsed; returns the exit code."""
     configure_logging(verbose=args.verbose, quiet=args.quiet)
     return run_guarded(lambda: _export(args))
 

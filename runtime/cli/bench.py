@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from divprune.runtime.backends import BACKENDS, DEVICES
 from divprune.runtime.cli.main_guard import (
     EXIT_INTERRUPTED,
+    ToolParser,
     add_common_options,
     add_memory_options,
-    configure_logging,
-    run_guarded,
+    run_tool,
 )
 
 if TYPE_CHECKING:
@@ -35,13 +35,11 @@ The report goes to stdout; Ctrl-C ends the measurement and reports what there is
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
-    arguments = _parser().parse_args(argv)
-    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    return run_guarded(lambda: _run(arguments))
+    return run_tool(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="divprune-bench", description=_DESCRIPTION)
+    parser = ToolParser(prog="divprune-bench", description=_DESCRIPTION)
     add = parser.add_argument
     add("engine_dir", type=Path, metavar="ENGINE_DIR", nargs="?",
         help="directory from divprune-export; none with --serve")  # fmt: skip

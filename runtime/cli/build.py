@@ -11,7 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.cli.main_guard import (
+    ToolParser,
+    add_common_options,
+    run_tool,
+)
 
 if TYPE_CHECKING:
     from divprune.runtime.backends.tensorrt.build.build_engine import EngineTask
@@ -28,13 +32,11 @@ GPU of another machine. Engines that fit are left alone: a second call does noth
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
-    arguments = _parser().parse_args(argv)
-    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    return run_guarded(lambda: _run(arguments))
+    return run_tool(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="divprune-build", description=_DESCRIPTION)
+    parser = ToolParser(prog="divprune-build", description=_DESCRIPTION)
     add = parser.add_argument
     add("engine_dir", type=Path, metavar="ENGINE_DIR", help="directory from divprune-export")
     add("--dry-run", action="store_true", help="print what would be built, and build nothing")

@@ -7,7 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.cli.main_guard import (
+    ToolParser,
+    add_common_options,
+    run_tool,
+)
 
 __all__ = ["main"]
 
@@ -18,13 +22,11 @@ Ratios say how many times faster a report is than the first."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
-    arguments = _parser().parse_args(argv)
-    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    return run_guarded(lambda: _run(arguments))
+    return run_tool(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="divprune-compare", description=_DESCRIPTION)
+    parser = ToolParser(prog="divprune-compare", description=_DESCRIPTION)
     add = parser.add_argument
     add("first", type=Path, metavar="A.json", help="the report that ratios refer to")
     add("others", type=Path, nargs="+", metavar="B.json", help="reports to compare with it")

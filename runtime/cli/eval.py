@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from divprune.runtime.backends import BACKENDS, DEVICES
 from divprune.runtime.cli.main_guard import (
     EXIT_USER,
+    ToolParser,
     add_common_options,
-    configure_logging,
-    run_guarded,
+    run_tool,
 )
 
 if TYPE_CHECKING:
@@ -37,13 +37,11 @@ _REDRAW_S, _LINE_S = 0.1, 60.0  # between two states of the bar: on a terminal, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
-    arguments = _parser().parse_args(argv)
-    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    return run_guarded(lambda: _run(arguments))
+    return run_tool(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="divprune-eval", description=_DESCRIPTION)
+    parser = ToolParser(prog="divprune-eval", description=_DESCRIPTION)
     add = parser.add_argument
     add("engine_dir", type=Path, nargs="+", metavar="ENGINE_DIR", help="from divprune-export")
     add("data", type=Path, metavar="DATA", help="JSONL of image, question, answer (or answers)")

@@ -1,26 +1,78 @@
-"""What all command-line tools share: exit codes, logging and ``--version``."""
+"""What all command-line tools share: exit codes, streams, logging and ``--version``."""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from divprune.runtime.backends import RESIDENCIES
-from divprune.runtime.errors import DivPruneError
+from divprune.runtime.cli.streams import discard_stdout, prepare_streams
+from divprune.runtime.errors import DivPruneError, printable
 
-__all__ = ["add_common_options", "add_memory_options", "configure_logging", "run_guarded"]
+__all__ = [
+    "ToolParser",
+    "add_common_options",
+    "add_memory_options",
+    "configure_logging",
+    "run_guarded",
+    "run_tool",
+]
 
 EXIT_BUG = 1
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-_OUT_OF_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_LESS_MEMORY = "divprune-plan says what a model needs; --residency sequential needs less"
+# What the machine refuses, whatever the program does.
+_REFUSALS = {
+    getattr(errno, name): what
+    for name, what in {
+        "ENOSPC": "no space left on the device",
+        "EDQUOT": "no space left on the device",
+        "EFBIG": "a file would become larger than is allowed here",
+        "EROFS": "the file system cannot be written to",
+        "EACCES": "access is denied",
+        "EPERM": "access is denied",
+        "EMFILE": "too many files are open",
+        "ENFILE": "too many files are open",
+        "ENOMEM": "there is not enough memory",
+    }.items()
+    if hasattr(errno, name)
+}
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser whose errors look like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and where the options are listed; leave with 2."""
+        print(f"error: {printable(message)}\n  fix:      {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_USER)
+
+
+def run_tool(
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, run the body and return the exit code.
+
+    Raises:
+        SystemExit: after ``--help``, ``--version`` and usage errors.
+    """
+    prepare_streams()
+
+    def parsed() -> int:
+        arguments = parser.parse_args(argv)
+        configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
+        return body(arguments)
+
+    return run_guarded(parsed)
 
 
 def run_guarded(body: Callable[[], int]) -> int:
@@ -30,7 +82,11 @@ def run_guarded(body: Callable[[], int]) -> int:
     away 141, as the shell reports these signals; anything else is a bug: a traceback and 1.
     """
     try:
-        code = body()
+        try:
+            code = body()
+        except SystemExit:  # behind --help and --version, which a full disk may not take either
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except DivPruneError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -39,14 +95,15 @@ def run_guarded(body: Callable[[], int]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         return EXIT_BROKEN_PIPE
+    except MemoryError:
+        return _report_refusal("there is not enough memory", None, _LESS_MEMORY)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
-            print(f"error: no space left on the device\n  found:    {error}", file=sys.stderr)
-            return EXIT_USER
-        return _report_bug()
+        what = _REFUSALS.get(error.errno or 0) if isinstance(error, OSError) else None
+        if what is None:
+            return _report_bug()
+        return _report_refusal(what, error)
     return code
 
 
@@ -79,6 +136,8 @@ def configure_logging(*, verbose: bool, quiet: bool) -> None:
     """Send log messages of this package to stderr."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s: %(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.getLogger("divprune").setLevel(level)
 
 
@@ -94,6 +153,23 @@ class _ShowVersion(argparse.Action):
 
         print(f"{parser.prog} {__version__}")
         parser.exit()
+
+
+class _Printable(logging.Formatter):
+    """Names of files and tensors stand in messages: their escape codes are shown, not obeyed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _report_refusal(what: str, found: object, fix: str | None = None) -> int:
+    error = DivPruneError(what, found=found, fix=fix)
+    print(f"error: {error}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what refused was standard output itself
+        discard_stdout()
+    return EXIT_USER
 
 
 def _report_bug() -> int:

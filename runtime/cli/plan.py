@@ -7,7 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.cli.main_guard import (
+    ToolParser,
+    add_common_options,
+    run_tool,
+)
 
 if TYPE_CHECKING:
     from divprune.configs.device import Device
@@ -26,13 +30,11 @@ _DEFAULT_KEEP = 0.1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
-    arguments = _parser().parse_args(argv)
-    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    return run_guarded(lambda: _run(arguments))
+    return run_tool(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="divprune-plan", description=_DESCRIPTION)
+    parser = ToolParser(prog="divprune-plan", description=_DESCRIPTION)
     add = parser.add_argument
     add("model", metavar="MODEL|ENGINE_DIR", help="preset, hub id in the local cache, checkpoint"
         " directory, or engine directory")  # fmt: skip
