@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
+from divprune.runtime.directory.safe_write import check_place, write_file
 from divprune.runtime.errors import OptionError
 from divprune.runtime.generation.overlay import ENDINGS, encode_overlay, nothing_to_number
 
@@ -48,7 +49,7 @@ def check_overlay_options(output: str | None, images: Sequence[str], *, numbers:
             raise OptionError(
                 f"--overlay would replace the picture {path}", fix="choose another name"
             )
-        _check_writable(path)
+        check_place(path, "--overlay")
 
 
 def check_drawable(manifest: Manifest, count: int, *, numbers: bool) -> None:
@@ -67,38 +68,27 @@ def check_drawable(manifest: Manifest, count: int, *, numbers: bool) -> None:
 
 
 def write_overlay(path: Path, overlay: Image.Image) -> None:
-    """Encode, then write, so that what cannot be encoded leaves no half a file.
+    """Encode, then write; a file that is there is replaced only by a complete one.
 
     Raises:
         OptionError: if the picture does not suit the format, or cannot be written.
     """
     try:
-        path.write_bytes(encode_overlay(overlay, path.suffix))
+        content = encode_overlay(overlay, path.suffix)
     except (OSError, ValueError) as error:
-        raise _not_writable(path, error) from error
+        raise OptionError(
+            f"the overlay does not suit {path.suffix}",
+            found=error,
+            fix="choose a name for --overlay that ends in .png",
+        ) from error
+    write_file(path, content, "--overlay")
 
 
 def _same_file(path: Path, image: str) -> bool:
+    if image.lower().startswith("file:"):
+        image = unquote(image[len("file:") :])
+        image = image.removeprefix("//localhost").removeprefix("//")
     try:
         return path.samefile(image)
     except (OSError, ValueError):
         return False
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        if path.exists():
-            path.open("r+b").close()
-        else:
-            tempfile.TemporaryFile(dir=path.parent).close()
-    except (OSError, ValueError) as error:
-        raise _not_writable(path, error) from error
-
-
-def _not_writable(path: Path, error: Exception) -> OptionError:
-    return OptionError(
-        f"the overlay {path} cannot be written",
-        expected="a file in a directory that exists and can be written",
-        found=getattr(error, "strerror", None) or error,
-        fix="choose another name for --overlay",
-    )

@@ -264,7 +264,7 @@ def test_an_overlay_that_cannot_be_written_is_refused_before_any_file_is_opened(
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     err = refused(capsys, "no/such/engine", "no.png", "--overlay", tmp_path / name)
-    assert f"{name} cannot be written" in err
+    assert "cannot be written" in err or "is a directory" in err
 
 
 def test_an_overlay_may_not_replace_a_picture(picture, tmp_path, capsys):
@@ -292,7 +292,7 @@ def test_a_command_line_that_cannot_be_parsed_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: divprune-run" in capsys.readouterr().err
+    assert "divprune-run --help" in capsys.readouterr().err
 
 
 def test_a_missing_engine_directory_is_refused(picture, tmp_path, capsys):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from divprune.runtime.directory.safe_write import check_place, write_file
 from divprune.runtime.errors import OptionError
 from divprune.runtime.reports.bench.layout import render_csv, render_markdown
 from divprune.runtime.reports.bench.report import Report
@@ -28,7 +27,7 @@ def check_output(path: Path) -> None:
 
     Raises:
         OptionError: for an ending that is no format, a directory, a folder that is missing,
-            and one that no file can be made in.
+            one that no file can be made in, and one that a model lies in.
     """
     if path.suffix.lower() not in FORMATS:
         raise OptionError(
@@ -36,15 +35,7 @@ def check_output(path: Path) -> None:
             expected=", ".join(FORMATS),
             found=path.suffix or "no ending",
         )
-    if path.is_dir():
-        raise OptionError(f"--output {path} is a directory", expected="a file name")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.exists():
-            path.open("ab").close()
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    check_place(path, "--output")
 
 
 def write_report(
@@ -61,13 +52,7 @@ def write_report(
         OptionError: if it cannot be written.
     """
     content = _render(report, path.suffix.lower(), draw)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+    write_file(path, content.encode(), "--output")
 
 
 def _render(report: Report, ending: str, draw: Callable[[], Mapping[str, bytes]]) -> str:
@@ -76,11 +61,3 @@ def _render(report: Report, ending: str, draw: Callable[[], Mapping[str, bytes]]
     from divprune.runtime.reports.bench.html_report import render_html
 
     return render_html(report.to_dict(), draw())
-
-
-def _unwritable(path: Path, error: OSError) -> OptionError:
-    return OptionError(
-        f"--output {path} cannot be written",
-        expected="a file name in a folder that can be written to",
-        found=error,
-    )

@@ -2,28 +2,36 @@
 
 | field | type | meaning |
 |---|---|---|
-| ``image`` | string | a path relative to the file, or an http(s) URL |
+| ``image`` | string | a path relative to the file, or an http(s), file or data URL |
 | ``question`` | string | what is asked |
 | ``answer`` or ``answers`` | string, number, or a list of them | any of them is right |
 | ``id`` | string or integer | optional, unique; default: the line number |
 | ``category`` or ``type`` | string | optional, for a breakdown of the report |
 
-Other fields are left alone; empty lines do not count. A picture that is missing is no error
-of the file: it shows when its turn comes, and the other questions go on.
+Files in LLaVA's own format are read too: ``text`` is the question, without the ``<image>`` that
+stands for the picture, ``question_id`` the id and ``label`` (POPE) the answer. Other fields are
+left alone; empty lines do not count. A picture that is missing is no error of the file: it shows
+when its turn comes, and the other questions go on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from divprune.runtime.directory.bounded_json import parse_json, read_bounded
 from divprune.runtime.errors import DatasetError, OptionError
 
 __all__ = ["Dataset", "Sample", "load_dataset"]
 
+_MAX_BYTES = 2**30
+_URLS = ("http://", "https://", "file:", "data:")
+_ALIASES = {"text": "question", "question_id": "id", "label": "answer"}
+_PLACEHOLDER = re.compile(r"^\s*<image>\s*|\s*<image>\s*$")
 _EXAMPLE = '{"image": "cat.jpg", "question": "What is it?", "answer": "a cat"}'
 
 
@@ -75,12 +83,7 @@ def load_dataset(path: Path, limit: int | None = None) -> Dataset:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read", expected="a JSONL file of questions", found=error
-        ) from error
+    return read_bounded(path, _MAX_BYTES, error=DatasetError)
 
 
 def _decode(path: Path, content: bytes) -> str:
@@ -93,19 +96,21 @@ def _decode(path: Path, content: bytes) -> str:
 
 def _parse(line: str, path: Path, number: int) -> Sample:
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(line)
+    except ValueError as error:
         raise _bad_line(path, number, f"one JSON object, such as {_EXAMPLE}", error) from error
     if not isinstance(fields, dict):
         raise _bad_line(path, number, f"one JSON object, such as {_EXAMPLE}", line[:60])
+    fields = {_ALIASES[key]: fields[key] for key in _ALIASES if key in fields} | fields
     image = _text(fields, "image", path, number)
-    if not image.lower().startswith(("http://", "https://")):
+    if not image.lower().startswith(_URLS):
         image = str(path.resolve().parent / image)
     category = fields.get("category", fields.get("type"))
+    question = _text(fields, "question", path, number)
     return Sample(
         id=_id(fields.get("id", number), path, number),
         image=image,
-        question=_text(fields, "question", path, number),
+        question=_PLACEHOLDER.sub("", question).strip() or question,
         answers=_answers(fields, path, number),
         category=None if category is None else str(category),
     )
@@ -132,9 +137,19 @@ def _answers(fields: dict[str, Any], path: Path, number: int) -> tuple[str, ...]
         raise _bad_line(path, number, expected, found)
     value = fields["answer"] if "answer" in fields else fields["answers"]
     values = value if isinstance(value, list) else [value]
-    if not values or any(type(item) not in (str, int, float) for item in values):
+    texts = [_plain(item) if type(item) in (str, int, float) else None for item in values]
+    if not texts or None in texts:
         raise _bad_line(path, number, expected, repr(value))
-    return tuple(map(str, values))
+    return tuple(text for text in texts if text is not None)
+
+
+def _plain(value: str | float) -> str | None:
+    """As people write it: 3.0 is what a table program makes of 3; None for what is no number."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    return str(value)
 
 
 def _bad_line(path: Path, number: int, expected: str, found: object) -> DatasetError:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from divprune.runtime.directory.bounded_json import parse_json
 from divprune.runtime.directory.manifest_json import FieldError, read_dataclass
 from divprune.runtime.errors import OptionError
 
 __all__ = ["LOG_VERSION", "Record", "SampleLog", "Times"]
 
 LOG_VERSION = 1
+_MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,8 @@ class SampleLog:
         restart: Throw away what the file holds.
 
     Raises:
-        OptionError: if the file belongs to something else, is no log, or cannot be written.
+        OptionError: if the file belongs to something else, is no log, cannot be written, or is
+            being written by another process.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -80,14 +85,14 @@ class SampleLog:
         self.records: dict[tuple[str, int], Record] = {}
         expected = {"log_version": LOG_VERSION, **header}
         try:
-            content = b"" if restart or not path.exists() else path.read_bytes()
+            self._file = _open_locked(path)
+            content = b"" if restart else _read(self._file, path)
             complete = content.rfind(b"\n") + 1
             lines = content[:complete].splitlines()
             if lines:
                 self._read(lines, expected)
             elif content and not json.dumps(expected).encode().startswith(content):
                 raise _no_log(path, "a line that is not the beginning of this log")
-            self._file: BinaryIO = path.open("wb" if not lines else "r+b")
             self._file.truncate(complete)
             self._file.seek(complete)
         except OSError as error:
@@ -126,7 +131,7 @@ class SampleLog:
     def _read(self, lines: list[bytes], expected: Mapping[str, Any]) -> None:
         for number, line in enumerate(lines, 1):
             try:
-                value = json.loads(line)
+                value = parse_json(line)
                 if number == 1:
                     _check_header(self.path, value, expected)
                     continue
@@ -134,6 +139,37 @@ class SampleLog:
             except (ValueError, TypeError, FieldError) as error:
                 raise _no_log(self.path, f"line {number}: {str(error).splitlines()[0]}") from error
             self.records[record.id, record.num_kept] = record
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """The file for one process at a time: two would write over each other's answers."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    file = os.fdopen(number, "r+b") if stat.S_ISREG(os.fstat(number).st_mode) else None
+    if file is None:
+        os.close(number)
+        raise _no_log(path, "no plain file")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise OptionError(
+            f"the log {path} is being written by another divprune-eval",
+            expected="one evaluation of a folder at a time",
+            found="a lock",
+            fix="wait for it, or name another --output directory",
+        ) from error
+    except (ImportError, OSError):  # Windows, and file systems without locks
+        pass
+    return file
+
+
+def _read(file: BinaryIO, path: Path) -> bytes:
+    content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise _no_log(path, f"more than {_MAX_BYTES} bytes")
+    return content
 
 
 _NOTHING: dict[str, Any] = {

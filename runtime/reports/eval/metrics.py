@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "Metric", "check_answers", "get_metric", "normalise"]
 
 TOLERANCE = 0.05  # of the true number: ChartQA's relaxed accuracy
+_SIGNS = "%#&@*/\u2030"  # punctuation to Unicode, but part of an answer
+_QUOTES = "\"'\u00ab\u00bb`"
+_SPELLINGS = {
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-"),
+    **dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u2032"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u2033"), '"'),
+}
+_POINT = re.compile(r"\.\d")
 _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
 
 
@@ -85,10 +93,28 @@ def check_answers(metric: Metric, dataset: Dataset) -> None:
 def normalise(text: str) -> str:
     """The form in which answers are compared.
 
-    Unicode NFKC, case folded, white space as single spaces, no punctuation or quotes around.
+    Unicode NFKC, case folded, one kind of dash and quote, nothing invisible, white space as
+    single spaces, no punctuation, quotes or brackets of any script around. Signs of numbers
+    stay: a minus, a percent sign, the point of ``.5``.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split()).strip(" .,;:!?'\"`()[]")
+    folded = " ".join(_one_spelling(text).casefold().split())
+    start, end = 0, len(folded)
+    while start < end and _is_around(folded[start]) and not _POINT.match(folded, start):
+        start += 1
+    while start < end and _is_around(folded[end - 1]):
+        end -= 1
+    return folded[start:end]
+
+
+def _one_spelling(text: str) -> str:
+    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", visible).translate(_SPELLINGS)
+
+
+def _is_around(letter: str) -> bool:
+    kind = unicodedata.category(letter)
+    opening_or_closing = kind in ("Ps", "Pe", "Pi", "Pf")
+    return opening_or_closing or letter in " `" or (kind == "Po" and letter not in _SIGNS)
 
 
 def _exact(answer: str, truths: Sequence[str]) -> tuple[int, int]:
@@ -111,7 +137,7 @@ def _near(given: float | None, true: float | None) -> bool:
 
 def _to_number(text: str) -> float | None:
     """A number with its thousands' commas; a percentage is its hundredth."""
-    text = text.strip().rstrip(".")
+    text = _one_spelling(text).strip().strip(_QUOTES).rstrip(".\u3002 ")
     percent = text.endswith("%")
     text = text.removesuffix("%").removeprefix("$").strip()
     if not text or not _NUMBER.fullmatch(text) or not any(map(str.isdigit, text)):

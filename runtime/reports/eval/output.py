@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from divprune.runtime.directory.safe_write import check_outside_models, write_file
 from divprune.runtime.errors import OptionError
 from divprune.runtime.reports.eval.chart import draw_chart
 from divprune.runtime.reports.eval.layout import render_markdown
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["make_folder", "write_report"]
 
 _CHART = "chart.png"
+_REPORT = "report.json"
 
 
 def make_folder(path: Path) -> None:
     """Make the folder if it is not there.
 
     Raises:
-        OptionError: if it cannot be made or written to.
+        OptionError: if it cannot be made or written to, or a model lies there.
     """
+    check_outside_models(path / _REPORT, "--output")
     try:
         path.mkdir(parents=True, exist_ok=True)
         writable = os.access(path, os.W_OK | os.X_OK)
@@ -43,23 +46,14 @@ def write_report(report: EvalReport, folder: Path) -> list[Path]:
         OptionError: if one cannot be written.
     """
     chart = draw_chart(report)
-    contents = {"report.json": report.to_json().encode()}
+    contents = {_REPORT: report.to_json().encode()}
     if chart is not None:
         contents[_CHART] = chart
     markdown = render_markdown(report, None if chart is None else _CHART)
     contents["report.md"] = markdown.encode()
-    return [_write(folder / name, content) for name, content in contents.items()]
-
-
-def _write(path: Path, content: bytes) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-    return path
+    for name, content in contents.items():
+        write_file(folder / name, content, "--output")
+    return [folder / name for name in contents]
 
 
 def _unwritable(path: Path, found: object) -> OptionError:

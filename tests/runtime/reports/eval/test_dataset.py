@@ -76,7 +76,88 @@ def test_an_empty_file_is_refused(tmp_path, content):
 
 
 def test_a_file_that_is_missing_and_a_limit_of_zero_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="is missing"):
         load_dataset(tmp_path / "nothing.jsonl")
     with pytest.raises(OptionError, match="--limit"):
         load_dataset(tmp_path / "nothing.jsonl", limit=0)
+
+
+# --- what other programs write
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ("3.0", "3"),
+        ("-0.0", "0"),
+        ("2.5", "2.5"),
+        ("1e3", "1000"),
+        ("1e20", "1" + "0" * 20),
+        ("7", "7"),
+        ('"3.0"', "3.0"),
+    ],
+)
+def test_integral_numbers_are_read_as_integers(tmp_path, stored, read):
+    file = tmp_path / "data.jsonl"
+    file.write_text(f'{{"image": "a.png", "question": "?", "answer": {stored}}}\n')
+    assert load_dataset(file).samples[0].answers == (read,)
+
+
+@pytest.mark.parametrize(
+    "stored", ["NaN", "Infinity", "-Infinity", "null", "true", "[NaN]", "[]", "1e999", "{}"]
+)
+def test_what_is_no_answer_is_refused_with_its_line(tmp_path, stored):
+    file = tmp_path / "data.jsonl"
+    good = '{"image": "a.png", "question": "?", "answer": "a"}\n'
+    file.write_text(good + f'{{"image": "a.png", "question": "?", "answer": {stored}}}\n')
+    with pytest.raises(DatasetError, match="line 2"):
+        load_dataset(file)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "\\ud800", "image": "a.png", "question": "?", "answer": "b"}',
+        '{"image": "\\ud800.png", "question": "?", "answer": "b"}',
+        '{"image": "a.png", "question": "\\udfff", "answer": "b"}',
+        '{"image": "a.png", "question": "?", "answer": ["b", "\\ud812"]}',
+        '{"image": "a.png", "question": "?", "answer": 1' + "0" * 30 + "}",
+        '{"a":' * 100_000,
+    ],
+)
+def test_what_cannot_be_written_again_is_refused_with_its_line(tmp_path, line):
+    file = tmp_path / "data.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(DatasetError, match="line 1"):
+        load_dataset(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("<image>\nWhat is it?", "What is it?"),
+        ("What is it?\n<image>", "What is it?"),
+        ("<image> What is it?", "What is it?"),
+        ("What is it?", "What is it?"),
+        ("Is <image> a tag?", "Is <image> a tag?"),
+    ],
+)
+def test_questions_in_the_format_of_llava_are_read(tmp_path, text, question):
+    file = tmp_path / "data.jsonl"
+    line = {"question_id": 7, "image": "a.png", "text": text, "label": "no"}
+    file.write_text(json.dumps(line) + "\n")
+    (sample,) = load_dataset(file).samples
+    assert (sample.id, sample.question, sample.answers) == ("7", question, ("no",))
+
+
+@pytest.mark.parametrize("image", ["https://a/b.png", "data:image/png;base64,AA", "FILE:///a.png"])
+def test_a_url_is_not_a_path(tmp_path, image):
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"image": image, "question": "?", "answer": "a"}))
+    assert load_dataset(file).samples[0].image == image
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_a_device_is_no_file_of_questions(path):
+    with pytest.raises(DatasetError, match="no plain file"):
+        load_dataset(Path(path))

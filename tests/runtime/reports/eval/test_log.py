@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -87,3 +90,64 @@ def test_a_log_can_be_started_over(path):
 def test_a_log_in_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(OptionError, match="cannot be written"):
         SampleLog(tmp_path / "no" / "a.jsonl", HEADER)
+
+
+# --- several processes, and files that are none
+
+
+def test_a_second_evaluation_of_the_folder_is_refused(path):
+    pytest.importorskip("fcntl")
+    content = path.read_bytes()
+    with SampleLog(path, HEADER) as log:
+        for restart in (False, True):
+            with pytest.raises(OptionError, match="another divprune-eval"):
+                SampleLog(path, HEADER, restart=restart)
+        assert path.read_bytes() == content
+        log.append(ANSWER)
+    with SampleLog(path, HEADER) as log:
+        assert log.has_answer("1", 20)
+
+
+def test_an_evaluation_of_another_process_is_noticed(path):
+    pytest.importorskip("fcntl")
+    code = (
+        "import sys, pathlib; from divprune.runtime.reports.eval.log import SampleLog;"
+        f"log = SampleLog(pathlib.Path({str(path)!r}), {HEADER!r}); print('open', flush=True);"
+        "sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert process.stdout.readline() == b"open\n"
+        with pytest.raises(OptionError, match="another divprune-eval"):
+            SampleLog(path, HEADER)
+    finally:
+        process.communicate(b"")
+    with SampleLog(path, HEADER) as log:  # a lock does not outlive its process
+        assert log.has_answer("1", 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(OptionError, match="no plain file"):
+        SampleLog(tmp_path / "a.jsonl", HEADER)
+
+
+def test_a_log_of_50_gigabytes_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("divprune.runtime.reports.eval.log._MAX_BYTES", 1000)
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.truncate(50 * 10**9)
+    with pytest.raises(OptionError, match="more than"):
+        SampleLog(tmp_path / "a.jsonl", HEADER)
+
+
+@pytest.mark.parametrize("line", ['{"a":' * 100_000, '{"id": "\\ud800"}', "[]", "null", "3", '""'])
+def test_a_line_that_is_no_answer_is_named(path, line):
+    path.write_bytes(path.read_bytes() + line.encode() + b"\n")
+    with pytest.raises(OptionError, match="line 4"):
+        SampleLog(path, HEADER)

@@ -7,7 +7,7 @@ import pytest
 
 from divprune.runtime.errors import DatasetError, OptionError
 from divprune.runtime.reports.eval.dataset import Dataset, Sample
-from divprune.runtime.reports.eval.metrics import check_answers, get_metric, normalise
+from divprune.runtime.reports.eval.metrics import METRICS, check_answers, get_metric, normalise
 
 
 def value(name: str, pairs: list[tuple[str, str]]) -> float:
@@ -82,3 +82,37 @@ def test_data_with_other_answers_than_yes_and_no_has_no_f1():
 def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(OptionError, match=r"(?s)exact-match, relaxed-match, yes-no-f1.*bleu"):
         get_metric("bleu")
+
+
+# --- one content in several spellings
+
+
+@pytest.mark.parametrize(
+    ("true", "answer", "metric"),
+    [
+        ("red", "\u201cred\u201d", "exact-match"),
+        ("\u7ea2\u8272", "\u7ea2\u8272\u3002", "exact-match"),
+        ("red", "\u00abRed\u00bb!", "exact-match"),
+        ("red", "\u300cred\u300d", "exact-match"),
+        ("red", "\u00bfred?", "exact-match"),
+        ("don't", "Don\u2019t", "exact-match"),
+        ("red", "r\u200bed\ufeff", "exact-match"),
+        ("-5", "\u22125", "exact-match"),
+        ("-5", "\u22125", "relaxed-match"),
+        ("12", "\uff11\uff12", "relaxed-match"),
+        ("12", "\u201c12\u201d", "relaxed-match"),
+        ("12", "12\u3002", "relaxed-match"),
+        ("0.5", ".5", "relaxed-match"),
+        ("yes", "\u201cYes\u201d", "yes-no-f1"),
+    ],
+)
+def test_spelling_does_not_count(true, answer, metric):
+    assert METRICS[metric].count(answer, [true])[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("true", "answer"),
+    [("5", "-5"), ("5", ".5"), ("5%", "5"), ("#1", "1"), ("C", "C#"), ("a-b", "ab"), ("", "red")],
+)
+def test_signs_count(true, answer):
+    assert METRICS["exact-match"].count(answer, [true]) == (0, 1)
