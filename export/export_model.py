@@ -29,7 +29,7 @@ from divprune.export.verify import check_onnxruntime, verify_export
 from divprune.export.vision.graphs import write_vision_graphs
 from divprune.runtime.directory.manifest import GraphSpec
 from divprune.runtime.errors import OptionError, UnsupportedError
-from divprune.runtime.generation.generation_config import load_eos_token_ids
+from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.inputs.chat_template import ChatTemplate
 from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.prompt import build_prompt
@@ -137,7 +137,7 @@ def _check_nothing_left_out(plan: ExportPlan) -> None:
 
 def _check_prompt(plan: ExportPlan, directory: Path) -> int:
     """Make a prompt the way the runtime will; its length without visual tokens."""
-    load_eos_token_ids(directory / "generation_config.json")
+    load_token_rules(directory / "generation_config.json")
     tokenizer = TextTokenizer.from_dir(directory)
     source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
     picture = plan.runtime_family.prepare_image(Image.new("RGB", (640, 480)))

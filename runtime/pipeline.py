@@ -18,15 +18,17 @@ from divprune.runtime.families import Prepared, load_family
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.encoded_image import EncodedImage
 from divprune.runtime.generation.generation import Generation, Prefill
-from divprune.runtime.generation.generation_config import load_eos_token_ids
+from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens, take_kept
 from divprune.runtime.generation.media_encoder import MediaEncoder, PreparedMedium
 from divprune.runtime.generation.merge import splice, splice_planes
 from divprune.runtime.generation.picture_cache import PictureCache
 from divprune.runtime.generation.prefix import CachedRows, row_keys
+from divprune.runtime.generation.processors import make_processor
 from divprune.runtime.generation.result import ImageResult
 from divprune.runtime.generation.rows import PromptRows, prune_prompt
 from divprune.runtime.generation.sampling import Sampler, SamplingOptions
+from divprune.runtime.generation.stop_text import validate_stop
 from divprune.runtime.generation.stopwatch import Stopwatch
 from divprune.runtime.inputs.chat_template import ChatTemplate
 from divprune.runtime.inputs.messages import Medium, question, read_messages
@@ -82,8 +84,10 @@ class Pipeline:
         self._encoder = MediaEncoder(
             self.manifest, self.family, backend, PictureCache(picture_cache_bytes)
         )
-        self._eos_token_ids = load_eos_token_ids(directory.file("generation_config.json"))
-        self._table = EmbeddingTable(directory.file("embed_tokens.safetensors"))
+        self._rules = load_token_rules(directory.file("generation_config.json"))
+        self._table = EmbeddingTable(
+            directory.file("embed_tokens.safetensors"), self._tokenizer.token
+        )
         self._cached = CachedRows()
         self._turn = 0
         self._check_parts()
@@ -134,6 +138,7 @@ class Pipeline:
         keep: float | str | AutoKeep | None = None,
         max_new_tokens: int = 128,
         sampling: SamplingOptions = _GREEDY,
+        stop: Sequence[str] = (),
         ignore_eos: bool = False,
         num_frames: int | None = None,
         reuse: bool = True,
@@ -151,7 +156,10 @@ class Pipeline:
                 dropped token less similar than C to a kept one; None keeps what the export
                 chose.
             max_new_tokens: Upper limit of the answer.
-            sampling: How tokens are chosen; greedy by default.
+            sampling: How tokens are chosen; greedy by default. What the model's generation config
+                says beyond sampling (a repetition penalty, tokens that are never chosen) holds
+                in any case, over the prompt with all its visual tokens.
+            stop: Texts that end the answer where they come up; they are left out of it.
             ignore_eos: Go on to the limit whatever is chosen, as a measurement may want.
             num_frames: Frames to take of a video; None leaves it to the family.
             reuse: False computes everything anew, as a measurement wants.
@@ -162,14 +170,15 @@ class Pipeline:
 
         Raises:
             PromptError: if messages have another form, or the prompt does not fit.
-            OptionError: for a ``keep`` this directory cannot serve, or no new token.
+            OptionError: for a ``keep`` this directory cannot serve, no new token, or an empty
+                ``stop``.
             ImageError: if a picture or video cannot be read.
             NumericalError: if a graph produced a NaN or Inf.
         """
         conversation = read_messages(messages)
         rule = KeepRule.of(self.manifest, None if keep is None else parse_keep(keep))
         validate_max_new_tokens(max_new_tokens)
-        sampler = Sampler(sampling)
+        stop = validate_stop(stop)
         if not reuse:
             self.forget()
         opened = [self._encoder.open(medium) for medium in conversation.media]
@@ -198,6 +207,7 @@ class Pipeline:
             self.manifest.selector.positions,
         )
         limit = self._answer_limit(rows, max_new_tokens)
+        sampler = Sampler(sampling, make_processor(self._rules, sampling, prompt.ids, limit))
         digests = [each.digest for each in media]
         keys = row_keys(rows, digests, [each.indices.tolist() for each in kept], scope)
         if inside and media:
@@ -225,8 +235,9 @@ class Pipeline:
             step=step,
             sampler=sampler,
             stream=self._tokenizer.stream(),
-            eos_token_ids=() if ignore_eos else self._eos_token_ids,
+            eos_token_ids=() if ignore_eos else self._rules.eos_token_ids,
             limit=limit,
+            stop=stop,
         )
 
     def generate(

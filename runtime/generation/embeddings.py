@@ -6,16 +6,16 @@ where the page cache holds large folios), and all of them count as memory of thi
 
 from __future__ import annotations
 
-import json
 import weakref
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from divprune.runtime.directory.safetensors_header import read_safetensors_header
 from divprune.runtime.errors import EngineDirectoryError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingTable"]
 
 TENSOR_NAME = "embed_tokens"
-MAX_HEADER_BYTES = 1 << 20
 _DTYPES: dict[str, np.dtype[np.floating]] = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
@@ -42,19 +41,20 @@ class EmbeddingTable:
 
     Args:
         path: A safetensors file with one tensor ``embed_tokens`` [V, hidden], fp16 or fp32.
+        name: Spells a token, for the message about one that has no row.
 
     Raises:
         EngineDirectoryError: if the file is not that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: Callable[[int], str | None] = lambda _: None) -> None:
+        layout = _read_layout(path)
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise _damaged(path, error) from error
         weakref.finalize(self, self._file.close)
-        self._path = path
-        layout = _read_layout(path, self._file)
+        self._path, self._name = path, name
         self._start, self.dtype, self.vocab_size, self.hidden_size = layout
 
     def rows(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.floating]:
@@ -68,36 +68,33 @@ class EmbeddingTable:
         row_bytes = self.hidden_size * self.dtype.itemsize
         for row, token_id in zip(out, map(int, ids), strict=True):
             if not 0 <= token_id < self.vocab_size:
-                raise PromptError(
-                    "a token id lies outside the embedding table",
-                    expected=f"0 <= id < {self.vocab_size}",
-                    found=token_id,
-                    fix="export the model again with divprune-export",
-                )
+                raise self._no_row(token_id)
             self._file.seek(self._start + token_id * row_bytes)
             if self._file.readinto(row.view(np.uint8)) != row_bytes:
                 raise _damaged(self._path, "the file ends early")
         return out
 
+    def _no_row(self, token_id: int) -> PromptError:
+        name = self._name(token_id)
+        return PromptError(
+            f"the token {name or token_id} has no row in the embedding table",
+            expected=f"tokens below {self.vocab_size}",
+            found=f"token {token_id}",
+            fix="leave it out of the prompt, or give the model a row for it"
+            " (resize_token_embeddings, and training) and export again",
+        )
 
-def _read_layout(path: Path, file: BinaryIO) -> _Layout:
-    """Find the tensor in the file: 8 bytes of header length, a JSON header, the data."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= MAX_HEADER_BYTES:
-        raise _damaged(path, f"a header of {length} bytes")
+
+def _read_layout(path: Path) -> _Layout:
     try:
-        header = json.loads(file.read(length))
-        tensor = header[TENSOR_NAME]
-        dtype, (vocab_size, hidden_size) = _DTYPES[tensor["dtype"]], tensor["shape"]
-        begin, end = tensor["data_offsets"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    start = 8 + length + begin
-    if end - begin != vocab_size * hidden_size * dtype.itemsize:
-        raise _damaged(path, f"{end - begin} bytes for [{vocab_size}, {hidden_size}] in {dtype}")
-    if path.stat().st_size < 8 + length + end:
-        raise _damaged(path, "the file ends early")
-    return _Layout(start, dtype, vocab_size, hidden_size)
+        entries = read_safetensors_header(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    entry = entries.get(TENSOR_NAME)
+    if entry is None or len(entries) != 1 or entry.dtype not in _DTYPES or len(entry.shape) != 2:
+        found = ", ".join(f"{name} {each.dtype} {each.shape}" for name, each in entries.items())
+        raise _damaged(path, found or "no tensor")
+    return _Layout(entry.offset, _DTYPES[entry.dtype], *entry.shape)
 
 
 def _damaged(path: Path, found: object) -> EngineDirectoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from divprune.runtime.generation.generation_config import TokenRules
+    from divprune.runtime.generation.sampling import SamplingOptions
 
-__all__ = ["LogitsProcessor"]
+__all__ = ["LogitsProcessor", "make_processor"]
+
+
+def make_processor(
+    rules: TokenRules, sampling: SamplingOptions, prompt_ids: NDArray[np.int64], limit: int
+) -> LogitsProcessor | None:
+    """The rules of a model with what was asked for; None where they change nothing.
+
+    Arguments are those of ``LogitsProcessor``.
+    """
+    if sampling.repetition_penalty is not None:
+        rules = replace(rules, repetition_penalty=sampling.repetition_penalty)
+    return None if rules.change_nothing else LogitsProcessor(rules, prompt_ids, limit)
 
 
 class LogitsProcessor:

@@ -44,7 +44,7 @@ def test_no_ids_give_no_rows(table, tmp_path):
 @pytest.mark.parametrize("token_id", [-1, 50, 10**9])
 def test_an_id_outside_the_table_is_refused(table, tmp_path, token_id):
     opened = EmbeddingTable(write(tmp_path / "e.safetensors", embed_tokens=table))
-    with pytest.raises(PromptError, match=f"0 <= id < 50\n.*{token_id}"):
+    with pytest.raises(PromptError, match=f"tokens below 50\n.*{token_id}"):
         opened.rows([3, token_id])
 
 
@@ -86,9 +86,9 @@ def test_a_truncated_file_is_refused_when_opened_and_when_read(table, tmp_path):
     opened = EmbeddingTable(path)
     os.truncate(path, path.stat().st_size - 1)
 
-    with pytest.raises(EngineDirectoryError, match="ends early"):
+    with pytest.raises(EngineDirectoryError, match=r"ends early|the data ends"):
         opened.rows([49])
-    with pytest.raises(EngineDirectoryError, match="ends early"):
+    with pytest.raises(EngineDirectoryError, match=r"ends early|the data ends"):
         EmbeddingTable(path)
 
 
@@ -98,7 +98,7 @@ def test_offsets_that_do_not_fit_the_shape_are_refused(tmp_path):
     ).encode()
     path = tmp_path / "e.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(32))
-    with pytest.raises(EngineDirectoryError, match=r"8 bytes for \[4, 4\]"):
+    with pytest.raises(EngineDirectoryError, match=r"8 bytes for F16 \[4, 4\]"):
         EmbeddingTable(path)
 
 
