@@ -39,10 +39,12 @@ class BlockWriter:
         state: StepState,
         *,
         last_row: bool = False,
+        plane: ir.Value | None = None,
     ) -> tuple[ir.Value, KVPair]:
         """Write block ``layer``: [1, S, hidden] in, [1, S, hidden] and the new cache out.
 
         With ``last_row`` [1, 1, hidden] comes out: the others are not needed behind attention.
+        ``plane`` [1, S, hidden] is added to what comes out.
         """
         op, name = self._op, f"language_model.layers.{layer}"
         with op.scope(f"layers.{layer}"):
@@ -53,10 +55,14 @@ class BlockWriter:
                 last = op.constant(np.array([-1]), "last_row")
                 context = op("Gather", context, last, axis=1, name="last_context")
                 hidden = op("Gather", hidden, last, axis=1, name="last_hidden")
+                plane = plane and op("Gather", plane, last, axis=1, name="last_of_plane")
             attended = self.linear(context, f"{name}.self_attn.o_proj")
             hidden = op("Add", hidden, attended, name="attention_residual")
             gated = self._mlp(f"{name}.mlp", self.norm(hidden, f"{name}.post_attention_layernorm"))
-            return op("Add", hidden, gated, name="mlp_residual"), present
+            hidden = op("Add", hidden, gated, name="mlp_residual")
+            if plane is not None:
+                hidden = op("Add", hidden, plane, name="with_plane")
+            return hidden, present
 
     def last_query(self, layer: int) -> ir.Value:
         """The rotated query of the last row in a block that was written: [1, 1, heads * D]."""

@@ -3,8 +3,9 @@
 | | name | dtype, shape | meaning |
 |---|---|---|---|
 | in | inputs_embeds | float [1, S, hidden] | S = prompt length in prefill, 1 in decode |
-| in | position_ids | int64 [1, S] | for the rotary embedding only |
+| in | position_ids | int64 [1, S], or [3, 1, S] | for the rotary embedding only; three: time, height, width |
 | in | write_indices | int64 [1] | first cache slot to write |
+| in | deepstack_i | float [1, S, hidden] | added to what layer i makes of its rows, if a model has such; zero on text rows |
 | in/out | past_key_i, past_value_i / present_key_i, present_value_i | float [1, KV heads, S_max, head dim] | one buffer each, updated in place |
 | out | logits | float32 [1, 1, vocabulary] | last row only |
 
@@ -16,7 +17,8 @@ there are new_key_i and new_value_i, float [1, KV heads, S, head dim], which the
 Cut before layer L there are two of them. The front has layers 0 to L - 1 and, instead of logits,
 ``hidden_states`` [1, S, hidden] and on demand ``last_query`` [1, 1, heads * head dim], the last
 row's rotated query in layer L - 1. The back has the other layers and the head, and takes
-``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer.
+``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer. All layers
+with an input ``deepstack_i`` are in the front: rows are dropped between the two.
 
 The head needs the last row alone, so behind the attention of the last layer there is no other.
 """  # noqa: E501
@@ -35,6 +37,7 @@ from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.files import ir_version
 from divprune.export.graphs.writer import GraphWriter
 from divprune.runtime.directory.manifest import CACHE_LENGTH
+from divprune.runtime.errors import UnsupportedError
 
 __all__ = ["DecoderPart", "write_decoder"]
 
@@ -60,14 +63,25 @@ class DecoderPart:
 def write_decoder(
     spec: DecoderSpec, dialect: Dialect, weights: WeightSource, part: DecoderPart
 ) -> ir.Model:
-    """Write the decoder or a part of it; its weights are read when the model is saved."""
+    """Write the decoder or a part of it; its weights are read when the model is saved.
+
+    Raises:
+        UnsupportedError: if the part starts among the layers that vision features are added to.
+    """
+    _check_cut(spec, part)
     op = GraphWriter()
     dtype = weights.dtype
     rows = _input(part.input_name, dtype, (1, "sequence", spec.hidden_size))
-    position_ids = _input("position_ids", ir.DataType.INT64, (1, "sequence"))
+    axes = (3,) if spec.position_axes == 3 else ()
+    position_ids = _input("position_ids", ir.DataType.INT64, (*axes, 1, "sequence"))
     write_indices = _input("write_indices", ir.DataType.INT64, (1,))
     slots = CACHE_LENGTH if dialect.open_cache_length else part.max_seq_len
     cache_shape = (1, spec.num_kv_heads, slots, spec.head_dim)
+    planes = {
+        layer: _input(name, dtype, (1, "sequence", spec.hidden_size))
+        for layer, name in enumerate(spec.planes)
+        if layer in part.layers
+    }
     pasts = [
         KVPair(
             _input(f"past_key_{i}", dtype, cache_shape),
@@ -82,12 +96,14 @@ def write_decoder(
     hidden, outputs = rows, []
     for layer, past in zip(part.layers, pasts, strict=True):
         is_last = layer == spec.num_layers - 1
-        hidden, present = blocks.write(layer, hidden, past, state, last_row=is_last)
+        hidden, present = blocks.write(
+            layer, hidden, past, state, last_row=is_last, plane=planes.get(layer)
+        )
         outputs += _cache_outputs(dialect, layer, present, past.key)
     results = _results(op, blocks, hidden, spec, part, dtype)
     caches = [value for past in pasts for value in (past.key, past.value)]
     graph = ir.Graph(
-        inputs=[rows, position_ids, write_indices, *caches],
+        inputs=[rows, position_ids, write_indices, *planes.values(), *caches],
         outputs=[*results, *outputs],
         nodes=op.nodes,
         initializers=op.initializers,
@@ -97,6 +113,16 @@ def write_decoder(
     return ir.Model(
         graph, ir_version=ir_version(dialect.opset_imports[""]), producer_name="divprune-edge"
     )
+
+
+def _check_cut(spec: DecoderSpec, part: DecoderPart) -> None:
+    if 0 < part.layers.start < len(spec.planes):
+        raise UnsupportedError(
+            "a selection inside the LLM cannot come before all vision features are added",
+            expected=f"--layer of at least {len(spec.planes)}",
+            found=part.layers.start,
+            fix=f"--layer {len(spec.planes)}",
+        )
 
 
 def _results(
@@ -120,10 +146,21 @@ def _results(
 def _rope(
     op: GraphWriter, spec: DecoderSpec, position_ids: ir.Value, dtype: ir.DataType
 ) -> tuple[ir.Value, ir.Value]:
-    """Cosine and sine of this step's positions, [S, head_dim / 2]; angles in float32."""
+    """Cosine and sine of this step's positions, [S, head_dim / 2]; angles in float32.
+
+    Of three positions each frequency picks its own by Gather. A product with a matrix of zeros
+    and ones would do the same, but not where TF32 computes it.
+    """
     frequencies = np.array(spec.inverse_frequencies, np.float32)[None, :]
-    column = op("Reshape", position_ids, op.constant(np.array([-1, 1]), "column"))
+    if spec.rotary_axes:
+        rows = op("Reshape", position_ids, op.constant(np.array([3, -1]), "rows"))
+        column = op("Transpose", rows, perm=[1, 0])
+    else:
+        column = op("Reshape", position_ids, op.constant(np.array([-1, 1]), "column"))
     positions = op("Cast", column, to=ir.DataType.FLOAT, name="positions")
+    if spec.rotary_axes:
+        axes = op.constant(np.array(spec.rotary_axes), "rotary_axes")
+        positions = op("Gather", positions, axes, axis=1, name="position_of_frequency")
     angles = op("Mul", positions, op.constant(frequencies, "inverse_frequencies"), name="angles")
     cosine, sine = op("Cos", angles), op("Sin", angles)
     if spec.rope_scaling != 1.0:

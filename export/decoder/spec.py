@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from divprune.export.decoder.multimodal_rotary import MULTIMODAL_TEXT_MODELS, rotary_axes
 from divprune.export.decoder.reference import text_model_without_vocabulary
 from divprune.runtime.errors import UnsupportedError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPPORTED_TEXT_MODELS", "DecoderSpec", "check_text_model"]
 
-SUPPORTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", *MULTIMODAL_TEXT_MODELS)
 
 # Frequencies of these types do not depend on the length of the sequence at hand.
 _STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -25,6 +26,11 @@ class DecoderSpec:
 
     ``inverse_frequencies`` (head_dim / 2 values) and ``rope_scaling`` (the factor on cosine
     and sine) come from transformers, so every static rope type is the one it computes.
+
+    ``rotary_axes`` has one of 0 (time), 1 (height) and 2 (width) for every frequency where a
+    token has three positions, and is empty where it has one. ``planes`` are names of inputs
+    [1, S, hidden], the first of which is added to what layer 0 makes of its rows, the second to
+    what layer 1 makes of them, and so on (DeepStack).
     """
 
     model_type: str
@@ -39,20 +45,33 @@ class DecoderSpec:
     inverse_frequencies: tuple[float, ...]
     rope_scaling: float
     tied_head: bool
+    rotary_axes: tuple[int, ...] = ()
+    planes: tuple[str, ...] = ()
+
+    @property
+    def position_axes(self) -> int:
+        """Positions that a token has: 1, or 3 (time, height, width)."""
+        return 3 if self.rotary_axes else 1
 
     @classmethod
     def from_config(
-        cls, config: PreTrainedConfig, max_seq_len: int, *, tied_head: bool
+        cls,
+        config: PreTrainedConfig,
+        max_seq_len: int,
+        *,
+        tied_head: bool,
+        planes: tuple[str, ...] = (),
     ) -> DecoderSpec:
         """Read a transformers text config.
 
         ``tied_head`` says whether the output layer is the embedding table; the config of the
-        whole model decides that, not the text config.
+        whole model decides that, not the text config. ``planes`` are those of the family.
 
         Raises:
             UnsupportedError: naming the first feature that the graphs cannot express.
         """
         _check_supported(config, max_seq_len)
+        _check_planes(planes, config.num_hidden_layers)
         frequencies, scaling = _rope(config)
         return cls(
             model_type=config.model_type,
@@ -67,6 +86,8 @@ class DecoderSpec:
             inverse_frequencies=frequencies,
             rope_scaling=scaling,
             tied_head=tied_head,
+            rotary_axes=rotary_axes(config, len(frequencies)),
+            planes=planes,
         )
 
 
@@ -115,6 +136,15 @@ def _check_supported(config: Any, max_seq_len: int) -> None:
         )
     _check_rope(config, max_seq_len)
     _check_window(config, max_seq_len)
+
+
+def _check_planes(planes: tuple[str, ...], num_layers: int) -> None:
+    if len(planes) > num_layers:
+        raise UnsupportedError(
+            "the vision tower has features for more decoder layers than there are",
+            expected=f"at most {num_layers}",
+            found=len(planes),
+        )
 
 
 def _check_rope(config: Any, max_seq_len: int) -> None:

@@ -30,10 +30,11 @@ def check_block(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, layer:
         NumericalError: if it differs.
     """
     rows = _random_rows(plan, layer, _PREFILL + 1)
-    reference = _reference_block(plan, part, layer, rows.astype(np.float32))
+    plane = _random_rows(plan, 1000 + layer, _PREFILL + 1) if _has_plane(plan, layer) else None
+    reference = _reference_block(plan, part, layer, rows.astype(np.float32), plane)
     if layer == plan.spec.num_layers - 1:
         reference = reference[-2:]  # of each of the two steps only the last row comes out
-    found = _run_block(plan, part, cutter, layer, rows)
+    found = _run_block(plan, part, cutter, layer, rows, plane)
     tolerance = Tolerance.of(plan.options, part.name).block
     return compare(f"decoder block {layer} of {part.name}", found, reference, tolerance)
 
@@ -43,12 +44,28 @@ def _random_rows(plan: ExportPlan, seed: int, count: int) -> np.ndarray:
     return rows.astype(plan.weights.dtype.numpy())
 
 
+def _has_plane(plan: ExportPlan, layer: int) -> bool:
+    return layer < len(plan.spec.planes)
+
+
+def _positions(plan: ExportPlan, count: int) -> np.ndarray:
+    """int64 [1, S] that count from 0, or [3, 1, S] that differ between the axes."""
+    if plan.spec.position_axes == 1:
+        return np.arange(count, dtype=np.int64)[None]
+    return np.random.default_rng(count).integers(0, 64, (3, 1, count))
+
+
 def _run_block(
-    plan: ExportPlan, part: DecoderPart, cutter: GraphCutter, layer: int, rows: np.ndarray
+    plan: ExportPlan,
+    part: DecoderPart,
+    cutter: GraphCutter,
+    layer: int,
+    rows: np.ndarray,
+    plane: np.ndarray | None,
 ) -> np.ndarray:
     """Run the written block on [1, S, hidden]: a prefill, then one row through the cache."""
-    hidden = _rows_into(part, layer)
-    output = _rows_into(part, layer + 1, plan.spec.num_layers)
+    hidden = _rows_into(plan, part, layer)
+    output = _rows_into(plan, part, layer + 1)
     caches = [f"key_{layer}", f"value_{layer}"]
     block = cutter.cut(
         [f"layers.{layer}/", "shared/"],
@@ -56,10 +73,13 @@ def _run_block(
         like={hidden: part.input_name, output: part.input_name},
     )
     past = _empty_cache(plan, part, layer, rows.dtype)
+    positions = _positions(plan, rows.shape[1])
     found = []
     with cutter.session(block) as session:
         for start, stop in ((0, _PREFILL), (_PREFILL, rows.shape[1])):
-            feeds = _step_feeds(rows[:, start:stop], start, stop)
+            feeds = _step_feeds(rows[:, start:stop], positions[..., start:stop], start)
+            if plane is not None:
+                feeds[plan.spec.planes[layer]] = plane[:, start:stop]
             outputs = run_session(
                 session, feeds | past | {part.input_name: feeds["rows"], hidden: feeds["rows"]}
             )
@@ -87,23 +107,30 @@ def _update(
         past[:, :, start:stop] = outputs[f"new_{cache}"]
 
 
-def _step_feeds(rows: np.ndarray, start: int, stop: int) -> dict[str, np.ndarray]:
+def _step_feeds(rows: np.ndarray, positions: np.ndarray, start: int) -> dict[str, np.ndarray]:
     return {
         "rows": rows,
-        "position_ids": np.arange(start, stop, dtype=np.int64)[None],
+        "position_ids": positions,
         "write_indices": np.array([start], np.int64),
     }
 
 
 def _reference_block(
-    plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray
+    plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray, plane: np.ndarray | None
 ) -> np.ndarray:
     """What transformers' block ``layer`` makes of all rows at once, without a cache."""
     import torch
 
     model = _reference_model(plan, part, layer)
+    positions = torch.from_numpy(_positions(plan, rows.shape[1]))
+    more = {}
+    if plane is not None:
+        more["visual_pos_masks"] = torch.ones(rows.shape[:2], dtype=torch.bool)
+        more["deepstack_visual_embeds"] = torch.from_numpy(plane.astype(np.float32))
     with torch.no_grad():
-        outputs = model(inputs_embeds=torch.from_numpy(rows), use_cache=False)
+        outputs = model(
+            inputs_embeds=torch.from_numpy(rows), position_ids=positions, use_cache=False, **more
+        )
     result: np.ndarray = outputs.last_hidden_state[0].numpy()
     return result
 
@@ -136,7 +163,7 @@ def check_last_query(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -
     """
     layer = part.layers.stop - 1
     rows = _random_rows(plan, layer, _PREFILL)
-    hidden = _rows_into(part, layer)
+    hidden = _rows_into(plan, part, layer)
     keys = f"{plan.dialect.cache_output}_key_{layer}"
     block = cutter.cut(
         [f"layers.{layer}/", "shared/"],
@@ -144,7 +171,7 @@ def check_last_query(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -
         like={hidden: part.input_name},
     )
     past = _empty_cache(plan, part, layer, rows.dtype)
-    feeds = _step_feeds(rows, 0, _PREFILL)
+    feeds = _step_feeds(rows, _positions(plan, _PREFILL), 0)
     with cutter.session(block) as session:
         outputs = run_session(
             session, feeds | past | {part.input_name: feeds["rows"], hidden: feeds["rows"]}
@@ -167,19 +194,22 @@ def _reference_attention(
     model.set_attn_implementation("eager")  # the only one that returns weights
     with torch.no_grad():
         outputs = model(
-            inputs_embeds=torch.from_numpy(rows), use_cache=False, output_attentions=True
+            inputs_embeds=torch.from_numpy(rows),
+            position_ids=torch.from_numpy(_positions(plan, rows.shape[1])),
+            use_cache=False,
+            output_attentions=True,
         )
     weights: np.ndarray = outputs.attentions[0][0, :, -1].mean(dim=0).numpy()
     return weights
 
 
-def _rows_into(part: DecoderPart, layer: int, num_layers: int | None = None) -> str:
+def _rows_into(plan: ExportPlan, part: DecoderPart, layer: int) -> str:
     """Name of what enters ``layer``, or what leaves the last one before it."""
     if layer == part.layers.start:
         return part.input_name
-    if layer == part.layers.stop and layer != num_layers:
+    if layer == part.layers.stop and layer != plan.spec.num_layers:
         return "hidden_states"
-    return f"layers.{layer - 1}/mlp_residual"
+    return f"layers.{layer - 1}/{'with_plane' if _has_plane(plan, layer - 1) else 'mlp_residual'}"
 
 
 def check_head(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -> float:
@@ -188,7 +218,7 @@ def check_head(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -> floa
     Raises:
         NumericalError: if they differ.
     """
-    last = _rows_into(part, plan.spec.num_layers, plan.spec.num_layers)
+    last = _rows_into(plan, part, plan.spec.num_layers)
     rows = _random_rows(plan, seed=0, count=1)
     reference = _reference_head(plan, part, rows[:, -1].astype(np.float32))
     head = cutter.cut(["head/"], ["logits"], like={last: part.input_name})
