@@ -167,7 +167,7 @@ def trace_module(
     module = module.to(half)
     examples = tuple(
         torch.zeros(
-            *each.example,
+            *_example_shape(each),
             device="meta",
             dtype=half if each.dtype is None else getattr(torch, each.dtype),
         )
@@ -195,6 +195,12 @@ def trace_module(
     model.ir_version = ir_version(opset)
     model.producer_name, model.producer_version = "divprune-edge", None
     return model
+
+
+def _example_shape(given: TracedInput) -> list[int]:
+    """At least 2 of what varies: torch takes a dimension of 1 for one that is always 1."""
+    pairs = zip(given.shape, given.example, strict=True)
+    return [max(2, size) if isinstance(dim, str) else size for dim, size in pairs]
 
 
 def _dynamic_shapes(inputs: Sequence[TracedInput]) -> tuple[dict[int, Any], ...] | None:
