@@ -324,6 +324,11 @@ class Pipeline:
         features = self.encode_image(image).features
         return features.rows_behind(self.manifest.selector.num_kept)
 
+    @property
+    def picture_cache(self) -> PictureCache:
+        """Pictures that were encoded before."""
+        return self._encoder.cache
+
     def forget(self) -> None:
         """Drop cached rows and pictures: the next answer computes everything."""
         self._cached.clear()

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("engine_dir", type=Path, metavar="ENGINE_DIR", help="directory from divprune-export")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="0 takes any that is free (default: %(default)s)")
-    add("--keep", type=float, help="fraction of visual tokens kept (default: as exported)")
+    add("--keep", help="fraction of visual tokens kept, or auto:C (default: as exported)")
     add("--model-name", metavar="NAME", help="what clients call it (default: the directory's name)")
     _add_access(parser)
     _add_limits(parser)
@@ -77,6 +77,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     add("--max-body-mib", type=int, default=32, metavar="N", help="of a request (%(default)s)")
     add("--max-megapixels", type=int, default=40, metavar="N", help="of a picture (%(default)s)")
     add("--max-images", type=int, default=16, metavar="N", help="of a request (%(default)s)")
+    add("--max-cache-mib", type=int, default=256, metavar="N",
+        help="of encoded pictures that are kept for later questions (%(default)s)")  # fmt: skip
     add("--timeout", type=float, default=600, metavar="S", help="for an answer (%(default)s)")
     add("--grace", type=float, default=30, metavar="S", help="to finish when stopped (%(default)s)")
 
@@ -106,9 +108,8 @@ def _run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             residency=arguments.residency,
         )
-        server = ChatServer(
-            Pipeline(directory, backend), options, _fingerprint(directory, backend.name)
-        )
+        pipeline = Pipeline(directory, backend, picture_cache_bytes=options.max_cache_bytes)
+        server = ChatServer(pipeline, options, _fingerprint(directory, backend.name))
         if not arguments.quiet:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -118,20 +119,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> ServerOptions:
-    from divprune.runtime.directory.keep import validate_keep
+    from divprune.runtime.directory.keep import AutoKeep, parse_keep
     from divprune.runtime.serving.options import ServerOptions
 
-    keep = None if arguments.keep is None else validate_keep(arguments.keep)
+    keep = None if arguments.keep is None else parse_keep(arguments.keep)
     hosts = (arguments.allow_urls or "").lower().split(",")
     return ServerOptions(
         model_name=arguments.model_name or arguments.engine_dir.resolve().name,
-        keep=keep,
+        keep=str(keep) if isinstance(keep, AutoKeep) else keep,
         api_keys=_api_keys(arguments),
         allowed_hosts=tuple(arguments.allowed_host),
         max_queue=arguments.max_queue,
         max_body=arguments.max_body_mib * 2**20,
         max_pixels=arguments.max_megapixels * 10**6,
         max_images=arguments.max_images,
+        max_cache_bytes=arguments.max_cache_mib * 2**20,
         max_tokens=arguments.max_tokens,
         timeout_s=arguments.timeout,
         grace_s=arguments.grace,
@@ -181,10 +183,12 @@ def _is_loopback(host: str) -> bool:
 
 def _check_directory(arguments: argparse.Namespace) -> EngineDirectory:
     from divprune.runtime.directory.engine_directory import EngineDirectory
-    from divprune.runtime.generation.kept_tokens import resolve_keep
+    from divprune.runtime.directory.keep import parse_keep
+    from divprune.runtime.generation.kept_tokens import KeepRule
 
     directory = EngineDirectory.open(arguments.engine_dir, max_seq_len=arguments.max_seq_len)
-    resolve_keep(directory.manifest, arguments.keep)
+    keep = None if arguments.keep is None else parse_keep(arguments.keep)
+    KeepRule.of(directory.manifest, keep)
     return directory
 
 

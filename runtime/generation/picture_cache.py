@@ -18,18 +18,26 @@ class PictureCache:
 
     Args:
         max_bytes: Of all features together; 0 keeps nothing.
+
+    Attributes:
+        num_bytes: Of what is kept now.
+        hits: How often a picture was there.
+        misses: How often it was not.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
-        self.num_bytes = 0
+        self.num_bytes = self.hits = self.misses = 0
 
     def get(self, digest: bytes) -> EncodedImage | None:
         """The picture of that digest, which counts as used now."""
         encoded = self._encoded.get(digest)
-        if encoded is not None:
-            self._encoded.move_to_end(digest)
+        if encoded is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._encoded.move_to_end(digest)
         return encoded
 
     def put(self, encoded: EncodedImage) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from divprune.runtime.directory.keep import parse_keep
+from divprune.runtime.generation.kept_tokens import KeepRule
 from divprune.runtime.memory import rss
 from divprune.runtime.serving.access import Access
 from divprune.runtime.serving.answers.engine import Engine
@@ -70,7 +72,7 @@ class ChatServer:
         self._fetch = _fetcher(options)
         self._pool = ThreadPoolExecutor(_FETCHERS if self._fetch else _DECODERS, "divprune-media")
         self._draining = False
-        self.metrics = _metrics(self._queue)
+        self.metrics = _metrics(self._queue, pipeline)
         self._engine = Engine(pipeline, self._queue, self.metrics)
         self.metrics.gauge("requests_running", "Answers being made.", lambda: self._engine.running)
         self.app = self._build()
@@ -141,6 +143,8 @@ class ChatServer:
         chat = parse_chat_request(parse_json(body))
         if chat.model is not None and chat.model != self._options.model_name:
             raise unknown_model(chat.model, self._options.model_name)
+        if chat.keep is not None:
+            KeepRule.of(self._pipeline.manifest, parse_keep(chat.keep))
         return (chat, *read_media(chat.messages, self._options, self._fetch))
 
     def _job(self, chat: ChatRequest, messages: list[dict[str, Any]], owner: str) -> Job:
@@ -156,7 +160,7 @@ class ChatServer:
 
     def _describe(
         self, messages: list[dict[str, Any]], with_boxes: bool
-    ) -> Callable[[Sequence[Any]], list[dict[str, Any]]]:
+    ) -> Callable[[Sequence[Any]], Awaitable[list[dict[str, Any]]]]:
         """A function from the pruning of all pictures to what a client is told about it."""
         from divprune.runtime.serving.answers.boxes import describe_pruning
 
@@ -166,7 +170,9 @@ class ChatServer:
             for part in message["content"]
             if part["type"] != "text"
         ]
-        return functools.partial(describe_pruning, self._pipeline, pictures if with_boxes else None)
+        if with_boxes:  # which takes preparing every picture once more
+            return lambda images: self._in_pool(describe_pruning, self._pipeline, pictures, images)
+        return functools.partial(_at_once, describe_pruning, self._pipeline, None)
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -219,6 +225,10 @@ class ChatServer:
         return PlainTextResponse(self.metrics.render(), media_type=CONTENT_TYPE)
 
 
+async def _at_once(function: Callable[..., T], *arguments: Any) -> T:
+    return function(*arguments)
+
+
 def _fetcher(options: ServerOptions) -> Callable[[str], bytes] | None:
     if not options.allow_urls:
         return None
@@ -227,8 +237,11 @@ def _fetcher(options: ServerOptions) -> Callable[[str], bytes] | None:
     return Fetcher(options.allow_urls, options.max_body)
 
 
-def _metrics(queue: FairQueue[Job]) -> Metrics:
-    metrics = Metrics()
+def _metrics(queue: FairQueue[Job], pipeline: Pipeline) -> Metrics:
+    metrics, cache = Metrics(), pipeline.picture_cache
+    metrics.counter("picture_cache_hits_total", "Pictures found encoded.", lambda: cache.hits)
+    metrics.counter("picture_cache_misses_total", "Pictures to encode.", lambda: cache.misses)
+    metrics.gauge("picture_cache_bytes", "Features of pictures.", lambda: cache.num_bytes)
     metrics.gauge("requests_waiting", "Requests in the queue.", lambda: len(queue))
     metrics.gauge("resident_memory_bytes", "Resident memory of the process.", rss)
     return metrics

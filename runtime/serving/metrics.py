@@ -85,7 +85,11 @@ class Metrics:
         image_tokens: Visual tokens that the language model saw.
         pruned_tokens: Visual tokens that were removed.
         generated_tokens: Tokens of answers.
-        image_cache_hits: Pictures whose features were there already.
+        ttft: Seconds from acceptance to first token.
+        queued: Seconds from acceptance to the start of the work.
+        vision: Seconds of the vision graph.
+        token: Seconds a token after the first.
+        seconds: From acceptance to the end of the answer.
     """
 
     def __init__(self) -> None:
@@ -104,11 +108,15 @@ class Metrics:
             "time_per_output_token_seconds", "Mean of each answer.", _TOKEN_SECONDS
         )
         self.seconds = Histogram("request_seconds", "From acceptance to the end of the answer.")
-        self._gauges: list[tuple[str, str, Callable[[], float | None]]] = []
+        self._read: list[tuple[str, str, str, Callable[[], float | None]]] = []
 
     def gauge(self, name: str, text: str, read: Callable[[], float | None]) -> None:
         """Add a number that is read whenever somebody asks; None leaves it out."""
-        self._gauges.append((_PREFIX + name, text, read))
+        self._read.append(("gauge", _PREFIX + name, text, read))
+
+    def counter(self, name: str, text: str, read: Callable[[], float | None]) -> None:
+        """Add a number that only grows and is counted elsewhere."""
+        self._read.append(("counter", _PREFIX + name, text, read))
 
     def render(self) -> str:
         """Everything in the text format."""
@@ -116,9 +124,9 @@ class Metrics:
         for metric in vars(self).values():
             if isinstance(metric, (Counter, Histogram)):
                 lines.extend(metric.lines())
-        for name, text, read in self._gauges:
+        for kind, name, text, read in self._read:
             if (value := read()) is not None:
-                lines.extend((*_head(name, text, "gauge"), f"{name} {value:.12g}"))
+                lines.extend((*_head(name, text, kind), f"{name} {value:.12g}"))
         return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,12 @@ from divprune.runtime.errors import OptionError
 __all__ = ["ServerOptions"]
 
 _MIB = 2**20
+_FLAGS = {
+    "timeout_s": "--timeout",
+    "body_timeout_s": "--body-timeout",
+    "grace_s": "--grace",
+    "max_cache_bytes": "--max-cache-mib",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class ServerOptions:
         max_pixels: Pixels of one picture, and of all pictures of a request together.
         max_images: Pictures and videos of a request.
         max_waiting_bytes: Decoded pictures of all requests that wait, in bytes.
+        max_cache_bytes: Features of pictures that were encoded before.
         max_tokens: Longest answer, and its length where a request does not say.
         timeout_s: Seconds from the end of a request's body to the end of its answer.
         body_timeout_s: Seconds a client has to send a body.
@@ -44,6 +51,7 @@ class ServerOptions:
     max_pixels: int = 40_000_000
     max_images: int = 16
     max_waiting_bytes: int = 512 * _MIB
+    max_cache_bytes: int = 256 * _MIB
     max_tokens: int = 1024
     timeout_s: float = 600.0
     body_timeout_s: float = 60.0
@@ -58,12 +66,12 @@ class ServerOptions:
                 raise OptionError(
                     f"{flag} cannot be used", expected="1 or more", found=getattr(self, name)
                 )
-        for name in ("timeout_s", "body_timeout_s", "grace_s"):
+        for name in ("timeout_s", "body_timeout_s", "grace_s", "max_cache_bytes"):
             if not getattr(self, name) >= 0:
-                flag = "--" + name.removesuffix("_s").replace("_", "-")
+                flag = _FLAGS[name]
                 raise OptionError(
                     f"{flag} cannot be used",
-                    expected="0 seconds or more",
+                    expected="0 or more",
                     found=getattr(self, name),
                 )
         for key in self.api_keys:

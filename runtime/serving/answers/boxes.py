@@ -32,8 +32,11 @@ def describe_pruning(
     described = []
     for number, image in enumerate(images):
         record: dict[str, Any] = {
+            "kind": image.kind,
             "num_image_tokens": image.num_image_tokens,
             "num_kept": image.num_kept,
+            "cover": None if image.cover is None else round(image.cover, _DIGITS),
+            "note": image.note,
         }
         if pictures is not None:
             record["order"] = list(image.selection_order or image.kept_indices)
@@ -43,7 +46,9 @@ def describe_pruning(
     return described
 
 
-def kept_boxes(pipeline: Pipeline, picture: Image.Image, pruning: ImageResult) -> list[Any] | None:
+def kept_boxes(
+    pipeline: Pipeline, picture: Image.Image, pruning: ImageResult
+) -> list[list[float] | None] | None:
     """Boxes of the kept tokens, in the order of selection where there is one.
 
     Args:
@@ -58,11 +63,11 @@ def kept_boxes(pipeline: Pipeline, picture: Image.Image, pruning: ImageResult) -
     from divprune.runtime.errors import UnsupportedError
 
     try:
-        boxes = pipeline.family.prepare_image(picture, pruning.num_media).token_map().boxes
+        places = pipeline.family.prepare_image(picture, pruning.num_media).token_map().boxes
     except UnsupportedError:
         return None
-    order = list(pruning.selection_order or pruning.kept_indices)
-    fractions = boxes[order] / np.array([*picture.size, *picture.size], np.float32)
-    return [
-        None if np.isnan(box[0]) else [round(x, _DIGITS) for x in box.tolist()] for box in fractions
-    ]
+    order = np.array(pruning.selection_order or pruning.kept_indices, np.int64)
+    boxes = places[order].astype(np.float64) / np.array([*picture.size, *picture.size])
+    known = ~np.isnan(boxes[:, 0])
+    rounded = boxes.round(_DIGITS).tolist()
+    return [box if place else None for box, place in zip(rounded, known, strict=True)]

@@ -7,9 +7,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from divprune.runtime.serving.answers.adapter import chat
 from divprune.runtime.serving.answers.stop_texts import StopTexts
-from divprune.runtime.serving.answers.wire import cached_tokens
 from divprune.runtime.serving.errors import ApiError, draining, from_exception
 
 if TYPE_CHECKING:
@@ -84,8 +82,7 @@ class Engine:
         work = job.work
         if job.abandoned or job.finished:
             return None
-        generation = chat(
-            self._pipeline,
+        generation = self._pipeline.chat(
             work.messages,
             keep=work.keep,
             max_new_tokens=work.max_tokens,
@@ -125,7 +122,7 @@ class Engine:
         metrics, now = self._metrics, monotonic()
         kept = sum(image.num_kept for image in result.images)
         metrics.prompt_tokens.add(result.prompt_tokens)
-        metrics.cached_tokens.add(cached_tokens(result))
+        metrics.cached_tokens.add(result.cached_tokens)
         metrics.image_tokens.add(kept)
         metrics.pruned_tokens.add(sum(image.num_image_tokens for image in result.images) - kept)
         metrics.generated_tokens.add(len(result.token_ids))

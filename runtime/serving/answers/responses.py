@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
@@ -63,7 +63,7 @@ class AnswerResponse(Response):
         self,
         job: Job,
         answer: AnswerFormat,
-        describe: Callable[[Sequence[Any]], list[dict[str, Any]]],
+        describe: Callable[[Sequence[Any]], Awaitable[list[dict[str, Any]]]],
         *,
         stream: bool,
         release: Callable[[], None],
@@ -112,7 +112,7 @@ class AnswerResponse(Response):
             await error_response(job.error)(scope, receive, send)
             return
         assert job.result is not None
-        pruning = self._describe(job.result.images)
+        pruning = await self._describe(job.result.images)
         extra = self._figures(job.result, pruning)
         await JSONResponse(self._answer.whole(job.result, extra))(scope, receive, send)
 
@@ -124,7 +124,7 @@ class AnswerResponse(Response):
                 continue
             data = b""
             if pruning is None and self._job.prefill is not None:
-                pruning = self._describe(self._job.prefill.images)
+                pruning = await self._describe(self._job.prefill.images)
                 data = self._answer.first({"images": pruning})
             data += self._answer.pieces(pieces)
             if data:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from divprune.runtime.generation.generation import Prefill
     from divprune.runtime.generation.result import GenerationResult
     from divprune.runtime.serving.errors import ApiError
 
@@ -109,14 +108,9 @@ def describe_usage(result: GenerationResult) -> dict[str, Any]:
         "completion_tokens": len(result.token_ids),
         "total_tokens": result.prompt_tokens + len(result.token_ids),
         "prompt_tokens_details": {
-            "cached_tokens": cached_tokens(result),
+            "cached_tokens": result.cached_tokens,
             "image_tokens": kept,
             "text_tokens": result.prompt_tokens - kept,
             "pruned_image_tokens": total - kept,
         },
     }
-
-
-def cached_tokens(result: GenerationResult | Prefill) -> int:
-    """Rows of the prompt that were not computed again."""
-    return int(getattr(result, "cached_tokens", 0))

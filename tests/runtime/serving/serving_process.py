@@ -100,8 +100,9 @@ class ServingProcess:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         return self.request("POST", "/v1/chat/completions", body, headers)
 
-    def metric(self, name: str, label: str = "") -> float:
-        for line in self.get("/metrics").text.splitlines():
+    def metric(self, name: str, label: str = "", key: str = "") -> float:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        for line in self.get("/metrics", **headers).text.splitlines():
             if line.startswith(f"divprune_{name}{label} "):
                 return float(line.split()[-1])
         return 0.0

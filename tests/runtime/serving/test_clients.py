@@ -102,9 +102,11 @@ def test_llm(guarded_server: ServingProcess, expected: Any, tmp_path: Path) -> N
     there = guarded_server.chat(body, key=KEYS[0], max_tokens=8).answer
     assert ask(*asked, "What is this?") == there
     assert ask(*asked, "--no-stream", "What is this?") == there
-    before = guarded_server_tokens(guarded_server)
+    before = guarded_server.metric("prompt_tokens_total", key=KEYS[0])
     ask(*command, "-c", "And its colour?")
-    assert guarded_server_tokens(guarded_server) - before > expected.prompt_tokens
+    assert (
+        guarded_server.metric("prompt_tokens_total", key=KEYS[0]) - before > expected.prompt_tokens
+    )
     wrong = subprocess.run(
         [*map(str, [*command, "--key", "wrong", "Hello"])],
         env=environment,
@@ -115,11 +117,3 @@ def test_llm(guarded_server: ServingProcess, expected: Any, tmp_path: Path) -> N
     )
     assert wrong.returncode == 1
     assert "API key" in wrong.stderr
-
-
-def guarded_server_tokens(server: ServingProcess) -> float:
-    text = server.get("/metrics", Authorization=f"Bearer {KEYS[0]}").text
-    (line,) = [
-        line for line in text.splitlines() if line.startswith("divprune_prompt_tokens_total ")
-    ]
-    return float(line.split()[-1])

@@ -59,6 +59,72 @@ def test_usage_counts_what_was_prefilled_and_tells_what_was_pruned(
     assert details["text_tokens"] == expected.prompt_tokens - image.num_kept
 
 
+def test_conversation_is_the_pipelines_own_and_its_beginning_is_not_computed_again(
+    server: ServingProcess, engine_dir: Path
+) -> None:
+    def ours(question: str) -> dict[str, Any]:
+        return {"role": "user", "content": question}
+
+    pipeline = Pipeline.from_dir(engine_dir, threads=1)
+    sent: list[Any] = [{"role": "user", "content": [picture_part(noise_png(5)), QUESTION[1]]}]
+    same: list[Any] = [
+        {"role": "user", "content": [{"type": "image", "image": noise_png(5)}, QUESTION[1]]}
+    ]
+    for turn, question in enumerate(("And its colour?", "Are you sure?", "")):
+        answer = server.chat(sent, max_tokens=6)
+        expected = pipeline.chat(same, max_new_tokens=6, reuse=False).result
+        assert answer.answer == expected.text
+        details = answer.json["usage"]["prompt_tokens_details"]
+        assert answer.json["usage"]["prompt_tokens"] == expected.prompt_tokens
+        if turn:
+            assert details["cached_tokens"] > details["image_tokens"]
+        for messages in (sent, same):
+            messages.append({"role": "assistant", "content": expected.text})
+            messages.append(ours(question))
+
+
+def test_text_alone_is_answered(server: ServingProcess, engine_dir: Path) -> None:
+    pipeline = Pipeline.from_dir(engine_dir, threads=1)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    reply = server.chat(messages, max_tokens=6)
+    assert reply.answer == pipeline.chat(messages, max_new_tokens=6).result.text
+    assert reply.json["divprune"]["images"] == []
+    assert reply.json["usage"]["prompt_tokens_details"]["image_tokens"] == 0
+
+
+def test_automatic_keep_says_how_well_the_rest_is_covered(server: ServingProcess) -> None:
+    images = server.chat(QUESTION, max_tokens=2, keep="auto:0.1").json["divprune"]["images"]
+    assert images[0]["cover"] >= 0.1
+    assert server.chat(QUESTION, keep="auto:2").error["code"] == "invalid_value"
+    assert server.chat(QUESTION, keep="half").error["code"] == "invalid_value"
+
+
+def test_caches_are_shared_by_the_requests_of_one_key_only(guarded_server: ServingProcess) -> None:
+    question = [picture_part(noise_png(77)), {"type": "text", "text": "Whose is this?"}]
+
+    def ask_with(key: str) -> tuple[str, int, int]:
+        before = guarded_server.metric("picture_cache_hits_total", key=KEYS[0])
+        reply = guarded_server.chat(question, key=key, max_tokens=6)
+        hits = guarded_server.metric("picture_cache_hits_total", key=KEYS[0]) - before
+        return (
+            reply.answer,
+            reply.json["usage"]["prompt_tokens_details"]["cached_tokens"],
+            int(hits),
+        )
+
+    answer, cached, hits = ask_with(KEYS[0])
+    assert (cached, hits) == (0, 0)
+    again, cached, hits = ask_with(KEYS[0])
+    assert again == answer
+    assert cached > 0
+    assert hits == 1
+    other, cached, hits = ask_with(KEYS[1])
+    assert other == answer
+    assert (cached, hits) == (0, 0)
+    _, _, hits = ask_with(KEYS[0])
+    assert hits == 1
+
+
 def test_stream_has_the_events_of_openai_and_the_same_text(
     server: ServingProcess, expected: Any
 ) -> None:
