@@ -33,8 +33,9 @@ class Random(FixedOrder):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The seed; with NumPy's PCG64 it gives the permutation again."""
-        return {"seed": self.setting.seed}
+        """The seed, and the largest N where it varies; with PCG64 they give the permutation."""
+        most = self.setting.max_tokens
+        return {"seed": self.setting.seed} | ({} if most is None else {"max_tokens": most})
 
     def order(self, num_tokens: int, num_kept: int) -> npt.NDArray[np.int64]:
         """The first K below N of ``numpy.random.Generator(PCG64(seed)).permutation(largest N)``."""

@@ -35,7 +35,9 @@ class Uniform(FixedOrder):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The grid, where it was given."""
+        """The grid, where it was given and is used."""
+        if self.setting.max_tokens is not None:
+            return {"layout": "one row"}
         return {"grid": list(self.setting.grid)} if self.setting.grid else {}
 
     def order(self, num_tokens: int, num_kept: int) -> npt.NDArray[np.int64]:

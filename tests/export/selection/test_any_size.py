@@ -164,11 +164,13 @@ def test_random_leaves_out_of_the_largest_permutation_what_a_picture_has_not() -
     assert any_size.select(features, 40).tolist() == permutation.tolist()
     fewer = [token for token in permutation.tolist() if token < 13]
     assert any_size.select(features[:13], 5).tolist() == fewer[:5]
+    assert any_size.parameters == {"seed": 0, "max_tokens": 40}
 
 
 def test_uniform_takes_the_middles_of_equal_parts_of_the_row() -> None:
     uniform = get_selector("uniform", Setting(max_tokens=40))
     assert uniform.select(np.ones((12, 2), np.float32), 3).tolist() == [2, 6, 10]
+    assert uniform.parameters == {"layout": "one row"}
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "jetpack6"])
