@@ -43,7 +43,7 @@ demo: $(STAMP)
 	@$(BIN)/python demo/demo.py
 
 test: lint
-	$(BIN)/python -m pytest --cov -n auto --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
