@@ -103,7 +103,12 @@ def _write_graphs(plan: ExportPlan, directory: Path, progress: Progress) -> dict
         )
     decoder = [part.name for part in plan.decoder_parts()]
     return graphs | write_tensorrt_graphs(
-        plan.lane, directory, plan.selector, plan.num_image_tokens, plan.num_kept, decoder
+        plan.lane,
+        directory,
+        plan.selector,
+        plan.num_image_tokens,
+        None if plan.varies else plan.num_kept,
+        decoder,
     )
 
 

@@ -177,7 +177,9 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
     checkpoint.validate()  # after the kinds of its parts, which name what is not supported
     example = example_inputs(runtime_family)
     _check_width(family, example, spec.hidden_size)
-    selector = _selector(options, family, spec.num_layers)
+    varies = TOKENS in runtime_family.dims()
+    max_tokens = num_image_tokens if varies else None
+    selector = _selector(options, family, spec.num_layers, max_tokens)
     num_kept = _num_kept(options, selector, num_image_tokens)
     dims = _dims(options, selector, runtime_family)
     shapes = expected_tensors(checkpoint.config)
@@ -299,12 +301,19 @@ def _positions(options: ExportOptions, family: Family) -> str:
     return chosen
 
 
-def _selector(options: ExportOptions, family: Family, num_layers: int) -> Selector | InLLMSelector:
+def _selector(
+    options: ExportOptions, family: Family, num_layers: int, max_tokens: int | None
+) -> Selector | InLLMSelector:
     if options.inside_llm:
         inside = get_in_llm_selector(options.selector, options.layer, options.tau)
         _check_layer(inside, num_layers, is_default=options.layer is None)
         return inside
-    setting = Setting(options.seed, grid=family.patch_grid, patch_size=family.tower.patch_size)
+    setting = Setting(
+        options.seed,
+        grid=family.patch_grid,
+        patch_size=family.tower.patch_size,
+        max_tokens=max_tokens,
+    )
     return get_selector(options.selector, setting)
 
 
