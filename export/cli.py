@@ -75,7 +75,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="contiguous (default: kept tokens are numbered anew) or original (for grounding;"
         " default inside the LLM)",
     )
-    add("--max-seq-len", type=int, help="longest prompt and answer together (default 2048)")
+    add(
+        "--max-seq-len",
+        type=int,
+        help="longest prompt and answer together (default 2048, or what the largest picture needs)",
+    )
+    add(
+        "--max-image-tokens",
+        type=int,
+        help="most visual tokens of a picture, where they depend on its size: a larger one is "
+        "scaled down (default: the model's own limit)",
+    )
     add(
         "--max-weight-mib",
         type=int,
@@ -112,6 +122,7 @@ def _export(args: argparse.Namespace) -> int:
         layer=args.layer,
         tau=args.tau,
         max_seq_len=args.max_seq_len,
+        max_image_tokens=args.max_image_tokens,
         max_weight_mib=args.max_weight_mib,
         revision=args.revision,
         seed=args.seed,

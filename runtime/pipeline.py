@@ -14,7 +14,7 @@ from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.keep import parse_keep
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError, OptionError
-from divprune.runtime.families import Prepared, load_family
+from divprune.runtime.families import MediaKind, Prepared, VideoFrames, load_family
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.encoded_image import EncodedImage
 from divprune.runtime.generation.generation import Generation, Prefill
@@ -260,36 +260,48 @@ class Pipeline:
         return self.chat(question(prompt, as_pictures(images)), **options)
 
     def draw_overlay(
-        self, image: Picture, pruning: ImageResult, *, numbers: bool = False
+        self,
+        image: Picture | VideoFrames,
+        pruning: ImageResult,
+        *,
+        numbers: bool = False,
+        num_frames: int | None = None,
     ) -> Image.Image:
-        """Draw which patches of a picture were kept.
+        """Draw which patches of a picture or video were kept.
 
         Args:
-            image: The picture.
+            image: The picture or video.
             pruning: What became of it: one of ``GenerationResult.images``.
             numbers: Number the patches in the order of selection, from 1.
+            num_frames: Frames that were taken of a video.
 
         Returns:
-            The picture in RGB, kept patches bright and the rest dimmed; a panel each for views
-            that overlap.
+            The picture in RGB, kept patches bright and the rest dimmed: a panel each for views
+            that overlap, a sheet of its frames for a video.
 
         Raises:
             ImageError: if the picture cannot be read.
             OptionError: if ``numbers`` are asked for where nothing was selected.
             UnsupportedError: if it is not known where in the picture a token lies.
         """
-        from divprune.runtime.generation.overlay import draw_overlay, nothing_to_number
-        from divprune.runtime.inputs.image_loading import load_image
+        from divprune.runtime.generation.overlay import (
+            draw_contact_sheet,
+            draw_overlay,
+            nothing_to_number,
+        )
 
         if numbers and pruning.selection_order is None:
             raise nothing_to_number()
-        picture = load_image(image)
-        return draw_overlay(
-            picture,
-            self.family.prepare_image(picture, pruning.num_media).token_map(),
-            pruning.kept_indices,
-            pruning.selection_order if numbers else None,
-        )
+        order = pruning.selection_order if numbers else None
+        kind: MediaKind = "video" if pruning.kind == "video" else "image"
+        content = self._encoder.open(Medium(kind, image, kind)).content
+        if isinstance(content, VideoFrames):
+            prepared = self.family.prepare_video(content, num_frames, pruning.num_media)
+            frames = [content.frames[place] for place in prepared.frames]
+            return draw_contact_sheet(frames, prepared.token_map(), pruning.kept_indices, order)
+        picture = cast("Image.Image", content)
+        token_map = self.family.prepare_image(picture, pruning.num_media).token_map()
+        return draw_overlay(picture, token_map, pruning.kept_indices, order)
 
     def count_text_tokens(self, prompt: str, num_images: int = 1) -> int:
         """Tokens of ``prompt`` around the pictures, with what the chat template adds.

@@ -68,7 +68,7 @@ def run_tool(
     prepare_streams()
 
     def parsed() -> int:
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse_intermixed_args(argv)
         configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
         return body(arguments)
 

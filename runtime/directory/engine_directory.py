@@ -224,6 +224,9 @@ def export_command(root: Path, manifest: Manifest) -> str:
         "--dtype": manifest.dtype,
         **_quant_options(manifest),
         "--max-seq-len": str(manifest.max_seq_len),
+        "--max-image-tokens": str(manifest.dims["tokens"].maximum)
+        if manifest.has_variable_tokens
+        else None,
         "--max-weight-mib": None
         if manifest.max_weight_mib is None
         else str(manifest.max_weight_mib),

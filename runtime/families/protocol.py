@@ -58,6 +58,7 @@ class Prepared:
             follow one another.
         token_map: Makes the map of the tokens; only a drawing asks for it.
         note: What a user should know, such as that the picture was scaled down; or None.
+        frames: Of a video, which frames ``token_map`` has a panel for, in its order.
     """
 
     kind: MediaKind
@@ -68,6 +69,7 @@ class Prepared:
     token_map: Callable[[], TokenMap]
     grid: tuple[int, int, int] | None = None
     note: str | None = None
+    frames: tuple[int, ...] = ()
 
 
 class Family(Protocol):

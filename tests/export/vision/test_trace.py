@@ -47,6 +47,7 @@ class CountingCheckpoint:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.family = checkpoint.family
         self.reads: list[str] = []
 
     def packed(self, name: str) -> PackedLayer | None:
