@@ -5,9 +5,12 @@
 | in | inputs_embeds | float [1, S, hidden] | S = prompt length in prefill, 1 in decode |
 | in | position_ids | int64 [1, S], or [3, 1, S] | for the rotary embedding only; three: time, height, width |
 | in | write_indices | int64 [1] | first cache slot to write |
+| in | live_slots | int64 [live] | 0 to live - 1: attention looks no further (``onnx``, ``delta``) |
 | in | deepstack_i | float [1, S, hidden] | added to what layer i makes of its rows, if a model has such; zero on text rows |
 | in/out | past_key_i, past_value_i / present_key_i, present_value_i | float [1, KV heads, S_max, head dim] | one buffer each, updated in place |
 | out | logits | float32 [1, 1, vocabulary] | last row only |
+
+``live`` is anything from what is filled, with ``onnx`` the new rows included, to S_max.
 
 S_max is a number, or ``max_seq_len`` by name in dialects that leave it to the runtime.
 
@@ -36,7 +39,7 @@ from divprune.export.decoder.dialects import Dialect, KVPair
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.files import ir_version
 from divprune.export.graphs.writer import GraphWriter
-from divprune.runtime.directory.manifest import CACHE_LENGTH
+from divprune.runtime.directory.manifest import CACHE_LENGTH, LIVE_LENGTH, LIVE_SLOTS
 from divprune.runtime.errors import UnsupportedError
 
 __all__ = ["DecoderPart", "write_decoder"]
@@ -75,6 +78,7 @@ def write_decoder(
     axes = (3,) if spec.position_axes == 3 else ()
     position_ids = _input("position_ids", ir.DataType.INT64, (*axes, 1, "sequence"))
     write_indices = _input("write_indices", ir.DataType.INT64, (1,))
+    live = [_input(LIVE_SLOTS, ir.DataType.INT64, (LIVE_LENGTH,))] * dialect.bounds_attention
     slots = CACHE_LENGTH if dialect.open_cache_length else part.max_seq_len
     cache_shape = (1, spec.num_kv_heads, slots, spec.head_dim)
     planes = {
@@ -91,7 +95,9 @@ def write_decoder(
     ]
     with op.scope("shared"):
         rope = _rope(op, spec, position_ids, dtype)
-        state = dialect.step_state(op, spec, rows, rope, write_indices, part.max_seq_len)
+        state = dialect.step_state(
+            op, spec, rows, rope, write_indices, part.max_seq_len, live[0] if live else None
+        )
     blocks = BlockWriter(op, spec, dialect, weights)
     hidden, outputs = rows, []
     for layer, past in zip(part.layers, pasts, strict=True):
@@ -103,7 +109,7 @@ def write_decoder(
     results = _results(op, blocks, hidden, spec, part, dtype)
     caches = [value for past in pasts for value in (past.key, past.value)]
     graph = ir.Graph(
-        inputs=[rows, position_ids, write_indices, *planes.values(), *caches],
+        inputs=[rows, position_ids, write_indices, *live, *planes.values(), *caches],
         outputs=[*results, *outputs],
         nodes=op.nodes,
         initializers=op.initializers,

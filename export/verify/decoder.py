@@ -14,6 +14,7 @@ from divprune.export.selection.fastv import last_token_attention
 from divprune.export.verify.comparison import Tolerance, compare
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import GraphCutter, run_session
+from divprune.runtime.directory.manifest import LIVE_SLOTS
 
 __all__ = ["check_block", "check_head", "check_last_query"]
 
@@ -112,6 +113,7 @@ def _step_feeds(rows: np.ndarray, positions: np.ndarray, start: int) -> dict[str
         "rows": rows,
         "position_ids": positions,
         "write_indices": np.array([start], np.int64),
+        LIVE_SLOTS: np.arange(start + rows.shape[1]),
     }
 
 

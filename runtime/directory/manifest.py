@@ -38,6 +38,8 @@ from divprune.runtime.directory.manifest_records import (
 __all__ = [
     "CACHE_LENGTH",
     "DTYPE_BYTES",
+    "LIVE_LENGTH",
+    "LIVE_SLOTS",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "TARGETS",
@@ -58,6 +60,8 @@ MANIFEST_NAME = "manifest.json"
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "jetpack6")
 # Name of the cache's length where a graph leaves it to the runtime.
 CACHE_LENGTH = "max_seq_len"
+# The input with the cache slots that attention looks at, and its length.
+LIVE_SLOTS, LIVE_LENGTH = "live_slots", "live"
 
 _DIALECTS = ("ort", "onnx", "delta")
 _WEIGHT_DTYPES = ("fp16", "fp32")

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from divprune.runtime.directory.manifest import LIVE_SLOTS
+
 __all__ = ["BuildFailed", "Profile", "Range", "build_engine"]
 
 # A range (shortest, typical, longest) of the only dimension that varies, the sequence; or of
@@ -76,7 +78,10 @@ def _make_profile(builder: Any, network: Any, lengths: Profile) -> Any:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if -1 in tuple(tensor.shape):
-            ranges = [_range(tensor, axis, lengths) for axis in range(len(tensor.shape))]
+            sizes = lengths
+            if tensor.name == LIVE_SLOTS and not isinstance(lengths, Mapping):
+                sizes = (1, 128, _capacity(network))
+            ranges = [_range(tensor, axis, sizes) for axis in range(len(tensor.shape))]
             profile.set_shape(tensor.name, *map(list, zip(*ranges, strict=True)))
     return profile
 
@@ -86,3 +91,9 @@ def _range(tensor: Any, axis: int, lengths: Profile) -> Range:
     if size != -1:
         return size, size, size
     return lengths[tensor.get_dimension_name(axis)] if isinstance(lengths, Mapping) else lengths
+
+
+def _capacity(network: Any) -> int:
+    """Slots of the cache that the network reads."""
+    inputs = (network.get_input(index) for index in range(network.num_inputs))
+    return next(int(t.shape[2]) for t in inputs if t.name.startswith("past_key_"))

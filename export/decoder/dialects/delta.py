@@ -11,7 +11,13 @@ import onnx_ir as ir
 
 from divprune.export.checkpoint.quantization.dequantize_linear import dequantized_matmul
 from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
-from divprune.export.decoder.dialects.pieces import join_heads, row_offsets, split_heads
+from divprune.export.decoder.dialects.pieces import (
+    join_heads,
+    live_length,
+    live_part,
+    row_offsets,
+    split_heads,
+)
 from divprune.export.decoder.dialects.protocol import KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.writer import GraphWriter
@@ -40,6 +46,7 @@ class DeltaDialect:
     name = "delta"
     cache_output: Literal["present", "new"] = "new"
     open_cache_length = False
+    bounds_attention = True
     min_onnxruntime = "1.22"
 
     def __init__(self, *, quantized: bool = False) -> None:
@@ -54,8 +61,9 @@ class DeltaDialect:
         rope: tuple[ir.Value, ir.Value],
         write_indices: ir.Value,
         max_seq_len: int,
+        live_slots: ir.Value | None,
     ) -> StepState:
-        """Which slots (bool [1, S_max]) and which new rows (bool [G * S, S]) a row sees."""
+        """Which slots (bool [1, live]) and which new rows (bool [G * S, S]) a row sees."""
         groups = spec.num_heads // spec.num_kv_heads
         head_axes = op.constant(np.array([0, 2]), "head_axes")
         cosine, sine = (op("Unsqueeze", table, head_axes) for table in rope)
@@ -63,8 +71,10 @@ class DeltaDialect:
         in_groups = op("Tile", offsets, op.constant(np.array([groups]), "groups"))
         below = op("Unsqueeze", in_groups, op.constant(np.array([1]), "below"))
         beside = op("Unsqueeze", offsets, op.constant(np.array([0]), "beside"))
-        slots = op.constant(np.arange(max_seq_len)[None], "slots")
+        assert live_slots is not None
+        slots = op("Unsqueeze", live_slots, op.constant(np.array([0]), "row"), name="slots")
         extras = {
+            "live": live_length(op, live_slots),
             "sees_slot": op("Less", slots, write_indices, name="sees_slot"),
             "sees_new": op("LessOrEqual", beside, below, name="sees_new"),
             "halves": op.constant(np.array([spec.head_dim // 2] * 2), "halves"),
@@ -121,6 +131,7 @@ class DeltaDialect:
         heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         dtype = past.key.dtype
         assert dtype is not None
+        live = state.extras["live"]
         key, value = (split_heads(op, rows, kv_heads, head_dim) for rows in qkv[1:])
         # Before the product and not after: so it stays within what float16 can hold.
         scale = op.constant(np.array(head_dim**-0.5, dtype.numpy()), "scale")
@@ -128,12 +139,12 @@ class DeltaDialect:
         grouped = op.constant(np.array([1, kv_heads, -1, head_dim]), "grouped")
         query = op("Reshape", query, grouped)
         scores = [
-            _scores(op, query, past.key, state.extras["sees_slot"]),
+            _scores(op, query, live_part(op, past.key, live), state.extras["sees_slot"]),
             _scores(op, query, key, state.extras["sees_new"]),
         ]
         weights = op("Softmax", op("Concat", *scores, axis=-1), axis=-1)
         weights = op("Cast", weights, to=dtype)
-        context = _weighted_sum(op, weights, past.value, value)
+        context = _weighted_sum(op, weights, live_part(op, past.value, live), value, live)
         apart = op.constant(np.array([1, heads, -1, head_dim]), "apart")
         context = join_heads(op, op("Reshape", context, apart), heads * head_dim)
         return context, KVPair(key, value)
@@ -146,10 +157,10 @@ def _scores(op: GraphWriter, query: ir.Value, keys: ir.Value, seen: ir.Value) ->
     return op("Where", seen, wide, op.constant(np.array(_UNSEEN), "unseen"))
 
 
-def _weighted_sum(op: GraphWriter, weights: ir.Value, old: ir.Value, new: ir.Value) -> ir.Value:
-    """Weights [.., R, S_max + S] over old values [.., S_max, D] and new ones [.., S, D]."""
-    assert old.shape is not None
-    border = op.constant(np.array([old.shape[2]]), "border")
+def _weighted_sum(
+    op: GraphWriter, weights: ir.Value, old: ir.Value, new: ir.Value, border: ir.Value
+) -> ir.Value:
+    """Weights [.., R, T + S] over old values [.., T, D] and new ones [.., S, D]; T the border."""
     axis = op.constant(np.array([-1]), "last_axis")
     start, end = (op.constant(np.array([at]), "end") for at in (0, _TO_THE_END))
     of_old = op("Slice", weights, start, border, axis)

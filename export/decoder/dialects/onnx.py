@@ -11,7 +11,13 @@ import onnx_ir as ir
 
 from divprune.export.checkpoint.quantization.dequantize_linear import dequantized_matmul
 from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
-from divprune.export.decoder.dialects.pieces import join_heads, row_offsets, split_heads
+from divprune.export.decoder.dialects.pieces import (
+    join_heads,
+    live_length,
+    live_part,
+    row_offsets,
+    split_heads,
+)
 from divprune.export.decoder.dialects.protocol import KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.writer import GraphWriter
@@ -22,16 +28,18 @@ __all__ = ["OnnxDialect"]
 class OnnxDialect:
     """TensorScatter, Attention, RotaryEmbedding and RMSNormalization as ONNX defines them.
 
-    Attention reads the whole cache under an explicit mask, so that every shape of a decode step
-    is static. Its own inputs for a cache are of no use here: TensorRT refuses ``past_key`` and
-    ignores ``nonpad_kv_seqlen`` without a word. What TensorRT alone needs to be told is added
-    to a copy of the file (``divprune.export.graphs.tensorrt``): ONNX Runtime runs this one.
+    Attention reads as much of the cache as ``live_slots`` is long, under an explicit mask: the
+    shapes of a decode step stay what they are for as long as that length does. Its own inputs for
+    a cache are of no use here: TensorRT refuses ``past_key`` and ignores ``nonpad_kv_seqlen``
+    without a word. What TensorRT alone needs to be told is added to a copy of the file
+    (``divprune.export.graphs.tensorrt``): ONNX Runtime runs this one.
     """
 
     name = "onnx"
     opset_imports: Mapping[str, int] = MappingProxyType({"": 24})
     cache_output: Literal["present", "new"] = "present"
     open_cache_length = False
+    bounds_attention = True
     min_onnxruntime = "1.25"
 
     def step_state(
@@ -42,17 +50,19 @@ class OnnxDialect:
         rope: tuple[ir.Value, ir.Value],
         write_indices: ir.Value,
         max_seq_len: int,
+        live_slots: ir.Value | None,
     ) -> StepState:
-        """The mask bool [1, 1, S, S_max] and where to write."""
+        """The mask bool [1, 1, S, live] and where to write."""
+        assert live_slots is not None
         batch = op.constant(np.array([0]), "batch")
         cosine, sine = (op("Unsqueeze", table, batch) for table in rope)
         offsets = row_offsets(op, inputs_embeds, max_seq_len)
         last_seen = op("Add", offsets, write_indices, name="last_seen")
         column = op("Unsqueeze", last_seen, op.constant(np.array([1]), "column"))
-        slots = op.constant(np.arange(max_seq_len)[None], "slots")
-        visible = op("LessOrEqual", slots, column)
+        visible = op("LessOrEqual", op("Unsqueeze", live_slots, batch, name="slots"), column)
         mask = op("Unsqueeze", visible, op.constant(np.array([0, 1]), "heads"), name="mask")
-        return StepState(cosine, sine, {"mask": mask, "write_indices": write_indices})
+        extras = {"mask": mask, "write_indices": write_indices, "live": live_length(op, live_slots)}
+        return StepState(cosine, sine, extras)
 
     def quantized_matmul(
         self,
@@ -85,7 +95,7 @@ class OnnxDialect:
         past: KVPair,
         state: StepState,
     ) -> tuple[ir.Value, KVPair]:
-        """Write the rows into the cache, then attend to all of it under the mask."""
+        """Write the rows into the cache, then attend to its live part under the mask."""
         query = split_heads(op, qkv[0], spec.num_heads, spec.head_dim)
         key, value = (
             op(
@@ -97,7 +107,6 @@ class OnnxDialect:
             )
             for cache, rows in ((past.key, qkv[1]), (past.value, qkv[2]))
         )
-        context = op(
-            "Attention", query, key, value, state.extras["mask"], scale=spec.head_dim**-0.5
-        )
+        seen = [live_part(op, cache, state.extras["live"]) for cache in (key, value)]
+        context = op("Attention", query, *seen, state.extras["mask"], scale=spec.head_dim**-0.5)
         return join_heads(op, context, spec.num_heads * spec.head_dim), KVPair(key, value)

@@ -31,6 +31,7 @@ class OrtDialect:
     opset_imports: Mapping[str, int] = MappingProxyType({"": 20, "com.microsoft": 1})
     cache_output: Literal["present", "new"] = "present"
     open_cache_length = True
+    bounds_attention = False  # the operator does it by itself
     min_onnxruntime = "1.22"
 
     def step_state(
@@ -41,6 +42,7 @@ class OrtDialect:
         rope: tuple[ir.Value, ir.Value],
         write_indices: ir.Value,
         max_seq_len: int,
+        live_slots: ir.Value | None = None,
     ) -> StepState:
         """Cache lengths as GroupQueryAttention wants them: int32 [1]."""
         length = op("Shape", inputs_embeds, start=1, end=2, name="sequence_length")

@@ -7,7 +7,18 @@ import onnx_ir as ir
 
 from divprune.export.graphs.writer import GraphWriter
 
-__all__ = ["join_heads", "row_offsets", "split_heads"]
+__all__ = ["join_heads", "live_length", "live_part", "row_offsets", "split_heads"]
+
+
+def live_length(op: GraphWriter, live_slots: ir.Value) -> ir.Value:
+    """How many slots attention looks at: int64 [1]."""
+    return op("Shape", live_slots, start=0, end=1, name="live")
+
+
+def live_part(op: GraphWriter, cache: ir.Value, live: ir.Value) -> ir.Value:
+    """The first ``live`` slots of [1, KV heads, S_max, head_dim]."""
+    first, axis = op.constant(np.array([0]), "first"), op.constant(np.array([2]), "slot_axis")
+    return op("Slice", cache, first, live, axis)
 
 
 def row_offsets(op: GraphWriter, inputs_embeds: ir.Value, max_seq_len: int) -> ir.Value:

@@ -51,6 +51,8 @@ class Dialect(Protocol):
             [1, KV heads, S, head_dim] that the runtime has to write.
         open_cache_length: Whether the length of the cache is a name in the graph, so that the
             runtime may allocate less than ``max_seq_len`` slots.
+        bounds_attention: Whether the graph has the input ``live_slots``: int64 [live], the slots
+            0 to live - 1, beyond which attention does not look.
         min_onnxruntime: The first ONNX Runtime that runs it.
     """
 
@@ -58,6 +60,7 @@ class Dialect(Protocol):
     opset_imports: Mapping[str, int]
     cache_output: Literal["present", "new"]
     open_cache_length: bool
+    bounds_attention: bool
     min_onnxruntime: str
 
     def step_state(
@@ -68,8 +71,13 @@ class Dialect(Protocol):
         rope: tuple[ir.Value, ir.Value],
         write_indices: ir.Value,
         max_seq_len: int,
+        live_slots: ir.Value | None,
     ) -> StepState:
-        """Write what the layers share; ``rope`` is (cosine, sine), each [S, head_dim / 2]."""
+        """Write what the layers share.
+
+        ``rope`` is (cosine, sine), each [S, head_dim / 2]; ``live_slots`` is there where the
+        dialect bounds attention by it.
+        """
         ...
 
     def quantized_matmul(

@@ -7,6 +7,7 @@
 | llm | ``inputs_embeds`` | float [1, S, hidden] |
 | llm | ``position_ids`` | int64 [1, S] |
 | llm | ``write_indices`` | int64 [1], slots filled before this call |
+| llm | ``live_slots`` | int64 [live], of the TensorRT dialects: 0 to live - 1 |
 | llm | ``past_key_i``, ``past_value_i`` | float [1, KV heads, S_max, head dim] |
 
 S_max is the manifest's ``max_seq_len``; graphs of the dialect ``ort`` leave it open.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from divprune.runtime.directory.manifest import LIVE_SLOTS
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class DecoderSession:
         self._session = session
         self._rows_name = spec.inputs[0].name
         self._planes = [t.name for t in spec.inputs if t.name.startswith("deepstack_")]
+        self._takes_live_slots = any(tensor.name == LIVE_SLOTS for tensor in spec.inputs)
         self._outputs = [t for t in spec.outputs if not t.name.startswith("present_")]
         present = {tensor.name for tensor in spec.outputs}
         self._binding = session.io_binding()
@@ -68,6 +70,8 @@ class DecoderSession:
             "write_indices": self._on_host(np.array([cache.filled], np.int64)),
             **{name: self._on_host(plane) for name, plane in self._plane_rows(rows, planes)},
         }
+        if self._takes_live_slots:
+            inputs[LIVE_SLOTS] = self._on_host(np.arange(cache.filled + count))
         for tensor, value in inputs.items():
             self._binding.bind_ortvalue_input(tensor, value)
         outputs = {tensor.name: _empty(tensor, count) for tensor in self._outputs}

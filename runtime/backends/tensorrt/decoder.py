@@ -3,7 +3,8 @@
 What a step needs from the host (one embedding row, a position, a slot for each cache) is staged
 in page-locked memory at fixed addresses and uploaded in one copy; what comes back is the best
 token's index and score. All of it, with the engines between, is recorded as a CUDA graph on the
-second step and launched as one from then on.
+second step and launched as one from then on; there is a recording for each length of the cache that
+attention looks at (``live_slots``).
 
 The decoder is one engine, or a front and a back (``tensorrt_pruning`` has the prefill that
 selects between them).
@@ -87,7 +88,7 @@ class Decoder:
         self._positions_on_host = HostBuffer(cuda, longest)
         self._best = DeviceBuffer(cuda, BEST_BYTES)
         self._best_on_host = HostBuffer(cuda, BEST_BYTES)
-        self._recorded = RecordedStep(session)
+        self._recorded: dict[tuple[int, ...], RecordedStep] = {}
         self.num_runs = 0
 
     def reset(self, rows: int = 0) -> int:
@@ -129,7 +130,11 @@ class Decoder:
         self._row[:] = row
         self._position[0] = position
         addresses = self._step_addresses()
-        self._recorded.run(engines, addresses, lambda: self._enqueue_step(engines, addresses))
+        contexts = tuple(part.step_context for part in self._parts)
+        if contexts not in self._recorded:
+            self._recorded[contexts] = RecordedStep(self._session, contexts)
+        step = self._recorded[contexts]
+        step.run(engines, addresses, lambda: self._enqueue_step(engines, addresses))
         for part in self._parts:
             part.commit(1)
         return self._finish()
@@ -190,7 +195,7 @@ class Decoder:
             step.address, self._step_on_host.address, step.num_bytes, session.stream
         )
         for part, engine, places in zip(self._parts, engines, addresses, strict=True):
-            part.enqueue(engine, 1, places)
+            part.enqueue(engine, 1, places, part.step_context)
         self._reduce()
 
     def _reduce(self) -> None:

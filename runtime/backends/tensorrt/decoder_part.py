@@ -10,7 +10,9 @@ import numpy as np
 
 from divprune.runtime.backends.cuda.buffers import DeviceBuffer
 from divprune.runtime.backends.tensorrt.cache import DeviceCache
+from divprune.runtime.backends.tensorrt.live_slots import LiveSlots
 from divprune.runtime.backends.tensorrt.profiles import choose_profile, llm_profiles
+from divprune.runtime.directory.manifest import LIVE_SLOTS
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ class DecoderPart:
             for tensor in spec.outputs
             if not tensor.name.startswith(("present_", "new_"))
         }
+        self._live: LiveSlots | None = None
+        if any(tensor.name == LIVE_SLOTS for tensor in spec.inputs):
+            in_place = manifest.dialect != "delta"
+            self._live = LiveSlots(session, self._capacity, in_place=in_place)
         self.filled = 0
         self._written = 0  # slots that may hold something, also of a run that failed
 
@@ -90,22 +96,40 @@ class DecoderPart:
             self._rows.name: embeds,
             "position_ids": positions,
             "write_indices": slot,
+            **({} if self._live is None else {LIVE_SLOTS: self._live.address}),
             **{name: buffer.address for name, buffer in self._outputs.items()},
             **self._cache.addresses(rows),
         }
 
-    def enqueue(self, engine: Engine, rows: int, addresses: dict[str, int]) -> None:
-        """Run the engine on ``rows`` at these addresses."""
+    @property
+    def step_context(self) -> int:
+        """Number of the execution context that the next decode step is recorded with.
+
+        A recording goes on with the context that it was made of, so there is one for each length
+        that attention looks at; 0 is for everything that is not recorded.
+        """
+        return 1 + self._live_length(1)
+
+    def enqueue(
+        self, engine: Engine, rows: int, addresses: dict[str, int], context: int = 0
+    ) -> None:
+        """Run the engine on ``rows`` at these addresses, in one of its contexts."""
         self._written = max(self._written, self.filled + rows)
         hidden = int(self._rows.shape[2])
         shapes = {self._rows.name: (1, rows, hidden), "position_ids": (1, rows)}
-        engine.run(choose_profile(self._profiles, rows), shapes, addresses)
+        if live := self._live_length(rows):
+            shapes[LIVE_SLOTS] = (live,)
+        engine.run(choose_profile(self._profiles, rows), shapes, addresses, context)
 
     def commit(self, rows: int) -> None:
         """Count the rows of the last run as filled, and write them where the graph did not."""
         self._cache.commit(self.filled, rows)
         self.filled += rows
         self._written = max(self._written, self.filled)  # a recorded step is not enqueued here
+
+    def _live_length(self, rows: int) -> int:
+        """Slots that attention looks at in the next run of ``rows``; 0 where that is fixed."""
+        return 0 if self._live is None else self._live.length(self.filled, rows)
 
 
 def _num_bytes(tensor: TensorSpec, rows: int) -> int:

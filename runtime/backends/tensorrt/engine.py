@@ -103,23 +103,24 @@ class Engine:
             self._engine.weight_streaming_budget_v2 = budget
             self.streams_weights = budget < weights
         self._kernels = RuntimeKernels(session.library, self._engine, path)
-        self._contexts: dict[int, _Context] = {}
+        self._contexts: dict[tuple[int, int], _Context] = {}
 
-    def run(self, profile: int, shapes: Shapes, addresses: Addresses) -> None:
+    def run(self, profile: int, shapes: Shapes, addresses: Addresses, number: int = 0) -> None:
         """Enqueue one run.
 
         Args:
             profile: Index of the optimisation profile.
             shapes: Of the inputs that vary.
             addresses: Of every input and output, on the device.
+            number: Which of several contexts of that profile, each with shapes of its own.
 
         Raises:
             BackendError: if TensorRT refuses.
         """
         session = self._session
-        if profile not in self._contexts:
-            self._contexts[profile] = self._make_context(profile)
-        context = self._contexts[profile]
+        if (profile, number) not in self._contexts:
+            self._contexts[profile, number] = self._make_context(profile)
+        context = self._contexts[profile, number]
         need = int(self._engine.get_device_memory_size_for_profile_v2(profile))
         context.set_scratch(session.scratch.reserve(need, session.stream))
         accepted = all(context.set_shape(name, shape) for name, shape in shapes.items()) and all(
@@ -133,9 +134,9 @@ class Engine:
                 fix=f"{session.build_command} --force",
             )
 
-    def is_capturable(self, profile: int) -> bool:
+    def is_capturable(self, profile: int, number: int = 0) -> bool:
         """Whether what ``run`` enqueues may be recorded as a CUDA graph."""
-        context = self._contexts.get(profile)
+        context = self._contexts.get((profile, number))
         return (
             context is not None
             and not self.streams_weights

@@ -7,6 +7,8 @@
 | pruned | 2 to what the longest prompt leaves after pruning | prefill with K tokens a picture |
 | baseline | 2 to the longest prefill | prefill with all N tokens; not with ``--no-baseline`` |
 
+Attention looks at anything from one slot of the cache to all of them (``live_slots``).
+
 The vision graph has static shapes and needs none.
 """
 
@@ -16,6 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from divprune.runtime.directory.manifest import LIVE_LENGTH, LIVE_SLOTS
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Profile", "choose_profile", "llm_profiles", "profile_shapes"]
 
 SEQUENCE = "sequence"
+_LIVE_OPTIMUM = 512  # a pruned prompt and an answer
 _TEXT_TOKENS = 64  # of a prompt of a few sentences: what prefill is tuned for beside the picture
 
 
@@ -88,11 +92,15 @@ def profile_shapes(
     """Smallest, best and largest shape of every input that varies.
 
     Raises:
-        UnsupportedError: for a dimension that is not the sequence.
+        UnsupportedError: for a dimension that is not the sequence or the live part of the cache.
     """
+    live = _live_range(graph)
     shapes = {}
     for tensor in graph.inputs:
         names = {dim for dim in tensor.shape if isinstance(dim, str)}
+        if tensor.name == LIVE_SLOTS and names == {LIVE_LENGTH}:
+            shapes[tensor.name] = live
+            continue
         if names - {SEQUENCE}:
             raise UnsupportedError(
                 f"{graph.path}: input {tensor.name} varies in a way no profile describes",
@@ -106,6 +114,12 @@ def profile_shapes(
             )
             shapes[tensor.name] = (low, best, high)
     return shapes
+
+
+def _live_range(graph: GraphSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    slots = [int(t.shape[2]) for t in graph.inputs if t.name.startswith("past_key_")]
+    capacity = max(slots, default=1)
+    return (1,), (min(capacity, _LIVE_OPTIMUM),), (capacity,)
 
 
 def _prefill(name: str, visual_tokens: int, longest: int) -> Profile:

@@ -24,10 +24,14 @@ class RecordedStep:
     TensorRT asks for one ordinary run before a recording. A recording holds addresses, so it
     is made anew when an engine, the scratch or another buffer is not the one it was. It keeps
     no engine alive: where engines take turns on the device, one that is gone has to be gone.
+
+    Args:
+        session: What the engines share.
+        numbers: Which context of each engine runs.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, numbers: Sequence[int]) -> None:
+        self._session, self._numbers = session, tuple(numbers)
         self._key: tuple[Any, ...] | None = None
         self._graph: Any = None
         self._impossible = False
@@ -53,7 +57,8 @@ class RecordedStep:
             self._key = self._key_of(engines, addresses)
             return
         possible = self._graph is None and not self._impossible
-        if possible and all(engine.is_capturable(0) for engine in engines):
+        numbered = zip(engines, self._numbers, strict=True)
+        if possible and all(engine.is_capturable(0, number) for engine, number in numbered):
             self._record(enqueue)
         if self._graph is not None:
             cuda.launch_graph(self._graph, stream)

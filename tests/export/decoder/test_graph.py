@@ -23,7 +23,7 @@ from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.families.llava import LlavaFamily
 from divprune.export.graphs.files import describe_graph, save_graph
 from divprune.export.output.progress import Progress
-from divprune.runtime.directory.manifest import CACHE_LENGTH, TensorSpec
+from divprune.runtime.directory.manifest import CACHE_LENGTH, LIVE_SLOTS, TensorSpec
 
 MAX_SEQ_LEN = 32
 HIDDEN = 64
@@ -59,6 +59,7 @@ class Decoder:
             if tensor.name.startswith("past_")
         }
         self.filled = 0
+        self.live = 0  # slots that attention looks at; 0 for as many as there are with the new ones
 
     def forward(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         binding = self.session.io_binding()
@@ -68,6 +69,8 @@ class Decoder:
             "position_ids": positions[None].astype(np.int64),
             "write_indices": np.array([self.filled], np.int64),
         }
+        if any(tensor.name == LIVE_SLOTS for tensor in self.spec.inputs):
+            feeds[LIVE_SLOTS] = np.arange(self.live or self.filled + len(rows))
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
         in_place = "present_key_0" in {tensor.name for tensor in self.spec.outputs}
@@ -329,6 +332,7 @@ def test_inputs_and_outputs_are_those_of_the_contract(decoder: Writer, dtype: st
         TensorSpec("inputs_embeds", number, (1, "sequence", HIDDEN)),
         TensorSpec("position_ids", "int64", (1, "sequence")),
         TensorSpec("write_indices", "int64", (1,)),
+        *([] if decoder.dialect == "ort" else [TensorSpec("live_slots", "int64", ("live",))]),
         *(TensorSpec(f"past_{part}", number, cache) for part in parts),
     )
     name, slots = ("new", "sequence") if decoder.dialect == "delta" else ("present", length)
@@ -337,6 +341,26 @@ def test_inputs_and_outputs_are_those_of_the_contract(decoder: Writer, dtype: st
         *(TensorSpec(f"{name}_{part}", number, (1, 2, slots, 16)) for part in parts),
     )
     assert spec.opset == {"ort": 20, "onnx": 24, "delta": 17}[decoder.dialect]
+
+
+@pytest.mark.parametrize("live", [ROWS, ROWS + 3, MAX_SEQ_LEN])
+def test_logits_do_not_depend_on_how_many_slots_are_looked_at(
+    decoder: Writer, rows: np.ndarray, live: int
+) -> None:
+    if decoder.dialect == "ort":
+        pytest.skip("its operator looks at the filled slots by itself")
+    expected = decoder(VARIANTS[0]).run(rows, np.arange(ROWS), CHUNKS)
+    wider = decoder(VARIANTS[0])
+    wider.live = live
+    assert relative_error(wider.run(rows, np.arange(ROWS), CHUNKS), expected) < 1e-5
+
+
+def test_slots_beyond_the_live_ones_are_not_even_read(decoder: Writer, rows: np.ndarray) -> None:
+    if decoder.dialect != "onnx":
+        pytest.skip("delta looks at filled slots only where it is told so")
+    expected = decoder(VARIANTS[0]).run(rows, np.arange(ROWS), CHUNKS)
+    among_nan = decoder(VARIANTS[0], garbage=np.nan)
+    assert relative_error(among_nan.run(rows, np.arange(ROWS), CHUNKS), expected) < 1e-6
 
 
 @pytest.mark.parametrize("name", TINY_CHECKPOINTS)

@@ -129,8 +129,11 @@ def run(
             "inputs_embeds": rows[None, piece],
             "position_ids": positions[..., piece],
             "write_indices": np.array([start]),
+            "live_slots": np.arange(start + count),
             **{name: plane[None, piece] for name, plane in planes.items()},
         }
+        inputs = {value.name for value in session.get_inputs()}
+        feeds = {name: value for name, value in feeds.items() if name in inputs}
         found = dict(zip(names, session.run(None, feeds | caches), strict=True))
         for name, cache in caches.items():
             rest = name.removeprefix("past_")

@@ -17,7 +17,7 @@ from divprune.runtime.backends.tensorrt.logger_bridge import make_logger
 from divprune.runtime.backends.tensorrt.build.selection_choice import choose_selection
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import SelectorInfo
-from tests.runtime.backends.tensorrt.build.conftest import ORIN
+from tests.runtime.backends.tensorrt.conftest import ORIN
 from tests.runtime.backends.tensorrt.build.tiny_directory import (
     LLM,
     SELECTION,
@@ -35,7 +35,7 @@ from divprune.runtime.backends.tensorrt.build import build_plan
 from divprune.runtime.backends.tensorrt.library import TensorRT
 from divprune.runtime.backends.tensorrt.logger_bridge import make_logger
 from divprune.runtime.cli.build import main
-from tests.runtime.backends.tensorrt.build.conftest import ORIN
+from tests.runtime.backends.tensorrt.conftest import ORIN
 from tests.runtime.fake_tensorrt import FakeTensorRT, Script
 
 sys.modules["tensorrt"] = FakeTensorRT(Script(build="kill", fail_at="llm/model.onnx"))
