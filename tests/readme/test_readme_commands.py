@@ -22,7 +22,7 @@ def workplace(
         yield Workplace(root, tmp_path, wheel_bin, web, checkpoint)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_works_in_the_order_of_the_document(
     document: Path, workplace: Workplace
 ) -> None:
