@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig
+    from transformers import PreTrainedConfig
 
     from benchmarks.llava_files import DType, Layout
 
@@ -83,16 +83,62 @@ SHAPES: dict[str, dict[str, Any]] = {
         "text_config": _LLAMA | {"max_position_embeddings": 4096},
         "image_token_index": 32000,
     },
+    "1.6-7b": {
+        "model_type": "llava_next",
+        "vision_config": _CLIP_336,
+        "text_config": _LLAMA | {"max_position_embeddings": 4096},
+        "image_token_index": 32000,
+    },
+    "next-video-7b": {
+        "model_type": "llava_next_video",
+        "vision_config": _CLIP_336,
+        "text_config": _LLAMA
+        | {"max_position_embeddings": 4096}
+        | {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}},
+        "image_token_index": 32001,
+        "video_token_index": 32000,
+    },
+    "1.6-1.1b": {  # LLaVA-1.6 in front of the decoder of 1.1b
+        "model_type": "llava_next",
+        "vision_config": _CLIP_336,
+        "text_config": _LLAMA
+        | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22}
+        | {"num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 4096},
+        "image_token_index": 32000,
+    },
+    "onevision-0.5b": {
+        "model_type": "llava_onevision",
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "text_config": {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864}
+        | {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+        | {"max_position_embeddings": 32768, "vocab_size": 152000, "rms_norm_eps": 1e-6}
+        | {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True},
+        "tie_word_embeddings": True,
+        "image_token_index": 151646,
+        "video_token_index": 151647,
+    },
 }
 
 
-def _shape_config(shape: str) -> LlavaConfig:
-    from transformers import LlavaConfig
+def _shape_config(shape: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
 
-    parts = SHAPES[shape]
-    vision = parts["vision_config"]
-    tokens = (vision["image_size"] // vision["patch_size"]) ** 2
-    return LlavaConfig(**parts, image_seq_length=tokens)
+    parts = {"model_type": "llava", **SHAPES[shape]}
+    if parts["model_type"] != "llava_onevision":
+        vision = parts["vision_config"]
+        parts["image_seq_length"] = (vision["image_size"] // vision["patch_size"]) ** 2
+    auto_config: Any = AutoConfig
+    config: PreTrainedConfig = auto_config.for_model(**parts)
+    return config
 
 
 def write_random_llava(
