@@ -99,6 +99,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> tuple[Path, Path]:
 def make_contestants(
     arguments: argparse.Namespace, checkpoint: Path, engine: Path
 ) -> dict[str, Callable[[], dict]]:
+    import numpy as np
     import torch
 
     from benchmarks.transformers_divprune import TransformersLlava
@@ -109,7 +110,8 @@ def make_contestants(
     dtype = torch.float16 if arguments.dtype == "fp16" else torch.float32
     theirs = TransformersLlava(checkpoint, arguments.device, dtype)
     image = load_image(str(PICTURE))
-    pixels, ids = pipeline._processor(image), pipeline._tokenize(QUESTION, 1, 1)
+    pixels = pipeline.family.prepare_image(image).inputs["pixel_values"]
+    ids = np.array(pipeline.prompt_ids(QUESTION))
 
     def run_ours(keep: float) -> dict:
         tokens = arguments.max_new_tokens

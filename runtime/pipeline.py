@@ -11,7 +11,6 @@ import numpy as np
 
 from divprune.runtime.backends import load_backend
 from divprune.runtime.directory.engine_directory import EngineDirectory
-from divprune.runtime.directory.keep import parse_keep
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError, OptionError
 from divprune.runtime.families import MediaKind, Prepared, VideoFrames, load_family
@@ -176,7 +175,7 @@ class Pipeline:
             NumericalError: if a graph produced a NaN or Inf.
         """
         conversation = read_messages(messages)
-        rule = KeepRule.of(self.manifest, None if keep is None else parse_keep(keep))
+        rule = KeepRule.of(self.manifest, keep)
         validate_max_new_tokens(max_new_tokens)
         stop = validate_stop(stop)
         if not reuse:
@@ -303,17 +302,26 @@ class Pipeline:
         token_map = self.family.prepare_image(picture, pruning.num_media).token_map()
         return draw_overlay(picture, token_map, pruning.kept_indices, order)
 
-    def count_text_tokens(self, prompt: str, num_images: int = 1) -> int:
-        """Tokens of ``prompt`` around the pictures, with what the chat template adds.
+    def prompt_ids(self, prompt: str, num_images: int = 1) -> list[int]:
+        """Token ids of a question whose pictures have one visual token each.
 
-        Separators inside a picture are not counted: how many there are depends on its size.
+        Separators inside a picture are not among them: how many there are depends on its size.
 
         Raises:
             PromptError: if the prompt cannot be built.
         """
         stand_in = _StandIn(self.family.placeholders["image"])
         conversation = read_messages(question(prompt, ["picture"] * num_images))
-        return self._write(conversation, [stand_in] * num_images).num_text_tokens
+        ids: list[int] = self._write(conversation, [stand_in] * num_images).ids.tolist()
+        return ids
+
+    def count_text_tokens(self, prompt: str, num_images: int = 1) -> int:
+        """Tokens of ``prompt`` around the pictures, with what the chat template adds.
+
+        Raises:
+            PromptError: if the prompt cannot be built.
+        """
+        return len(self.prompt_ids(prompt, num_images)) - num_images
 
     def encode_image(self, image: Picture) -> EncodedImage:
         """Put a picture through the vision graph once; ``generate`` takes the result as a picture.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from divprune.runtime.directory.keep import AutoKeep, kept_count
+from divprune.runtime.directory.keep import AutoKeep, kept_count, parse_keep
 from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ class KeepRule:
     keep: Keep | None
 
     @classmethod
-    def of(cls, manifest: Manifest, keep: Keep | None) -> KeepRule:
+    def of(cls, manifest: Manifest, keep: Keep | str | None) -> KeepRule:
         """A rule that this directory can follow for its largest picture.
+
+        What the directory was exported with is always one, also where it keeps nothing.
 
         Raises:
             OptionError: if ``keep`` is no fraction, or this directory cannot serve it: more
@@ -73,9 +75,10 @@ class KeepRule:
                 where the order of selection is not nested.
             UnsupportedError: for ``auto:`` where the graph tells no cover.
         """
-        rule = cls(manifest, keep)
-        if isinstance(keep, AutoKeep):
-            _require_cover(manifest, keep)
+        is_exported = keep is None or keep == manifest.selector.keep < 1
+        rule = cls(manifest, None if keep is None or is_exported else parse_keep(keep))
+        if isinstance(rule.keep, AutoKeep):
+            _require_cover(manifest, rule.keep)
         rule.count(manifest.selector.num_image_tokens)
         return rule
 
@@ -103,7 +106,7 @@ def exported_count(manifest: Manifest, num_image_tokens: int) -> int:
     return kept_count(selector.keep, num_image_tokens)
 
 
-def resolve_keep(manifest: Manifest, keep: Keep | None) -> int:
+def resolve_keep(manifest: Manifest, keep: Keep | str | None) -> int:
     """Tokens to keep of the largest picture; the errors are those of `KeepRule.of`."""
     return KeepRule.of(manifest, keep).count(manifest.selector.num_image_tokens)
 

@@ -25,9 +25,8 @@ from divprune.runtime.errors import (
     OptionError,
     PromptError,
 )
-from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.tokenization import TextTokenizer
-from divprune.runtime.pipeline import _StandIn, as_pictures
+from divprune.runtime.pipeline import as_pictures
 from tests.runtime.engine_copies import copy_engine, read_manifest
 
 pytest.importorskip("onnxruntime")
@@ -103,9 +102,7 @@ def with_eos(engine_dir: Path, copy: Path, loaded: Pipeline, eos: object) -> Pip
 
 def text_ids(pipeline: Pipeline, num_images: int) -> list[int]:
     """Ids of a prompt whose pictures have one visual token each."""
-    media = [_StandIn("<image>")] * num_images
-    conversation = read_messages(question(QUESTION, ["picture"] * num_images))
-    return pipeline._write(conversation, media).ids.tolist()
+    return pipeline.prompt_ids(QUESTION, num_images)
 
 
 def test_the_pieces_are_the_text_of_the_token_ids(pipeline, engine_dir, picture):
