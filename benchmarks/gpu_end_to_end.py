@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_end_to_end.py --output benchmarks/results/gpu-end-to-end-DEVICE.json
 
-A random-weight model (LLaVA-1.5-7B's shape by default) is written and exported; then four
-contestants answer the same question about the same picture in turns:
+A random-weight model is written and exported (1.1B by default: with a 7B shape that alone takes
+minutes); then four contestants answer the same question about the same picture in turns. The report
+is written after every answer:
 
 | contestant | selection |
 |---|---|
@@ -11,7 +12,8 @@ contestants answer the same question about the same picture in turns:
 | transformers, keep 1.0 | none |
 | transformers, keep 0.1 | the published rule in torch (transformers_divprune.py) |
 
-Not yet run on a GPU. Weights are random: times mean something, answers do not.
+`benchmarks/gpu_day` has the same in parts, each within a time of its own; this script itself has
+not run on a GPU. Weights are random: times mean something, answers do not.
 """
 
 from __future__ import annotations
@@ -37,17 +39,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     with tempfile.TemporaryDirectory() as temporary:
         report = run(arguments, arguments.work or Path(temporary))
-    text = json.dumps(report, indent=2)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(json.dumps(report, indent=2))
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--shape", choices=["tiny", "1.1b", "7b"], default="7b", help="default: %(default)s")
+    add("--shape", choices=["tiny", "1.1b", "7b"], default="1.1b", help="default: %(default)s")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="default: %(default)s")
     add("--dtype", choices=["fp16", "fp32"], default="fp16", help="default: %(default)s")
     add("--keep", type=float, default=0.1, help="beside 1.0 (default: %(default)s)")
@@ -69,13 +68,22 @@ def run(arguments: argparse.Namespace, work: Path) -> dict:
         sample = contestants[name]()
         if number >= arguments.warmup:
             samples[name].append(sample)
+            if arguments.output:  # what there is, should the time run out
+                text = json.dumps(make_report(arguments, samples), indent=2) + "\n"
+                arguments.output.write_text(text, encoding="utf-8")
         print(f"round {number + 1}: {name}, TTFT {sample['ttft']:.1f} ms", file=sys.stderr)
+    return make_report(arguments, samples)
+
+
+def make_report(arguments: argparse.Namespace, samples: dict[str, list[dict]]) -> dict:
+    """What is known by now; contestants that have not run yet are not in it."""
+    known = {name: found for name, found in samples.items() if found}
     return {
         "device": machine(arguments.device),
         "tools": {name: found for name in PACKAGES if (found := installed(name))},
         "options": {k: v for k, v in vars(arguments).items() if not isinstance(v, Path)},
-        "same_tokens_kept": overlap(samples, arguments.keep),
-        "runs": {name: summarize(found) for name, found in samples.items()},
+        "same_tokens_kept": overlap(known, arguments.keep),
+        "runs": {name: summarize(found) for name, found in known.items()},
     }
 
 
@@ -165,6 +173,8 @@ def overlap(samples: dict[str, list[dict]], keep: float) -> dict:
     pruned = [
         found[0]["kept_indices"] for name, found in samples.items() if f"keep {keep:g}" in name
     ]
+    if len(pruned) < 2:
+        return {}
     ours, theirs = map(set, pruned)
     return {"ours": len(ours), "theirs_distinct": len(theirs), "both": len(ours & theirs)}
 

@@ -38,6 +38,7 @@ is switched off by now. At that level its CPU kernel for int4 is wrong, so the i
 about CUDA ([why](../../docs/cuda.md#int4-two-arithmetics)).
 """
 _SANITIZER = "sanitizer_"
+_SHOWN = ("pytest",)  # and what became of them
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,12 +77,14 @@ def _heading(path: Path, report: dict) -> str:
         if key.startswith("ort_small") and "version" in step:
             versions["onnxruntime"] = step["version"]
     packages = [f"{k} {v}" for k, v in versions.items() if v and k in _NAMED]
+    revision = facts.get("revision") or _BEFORE_IT_WAS_RECORDED
     return (
-        f"## {name}\n\n[{path.name}]({path.name}): driver {driver}, {memory}, {facts['cpus']}"
-        f" cores, Python {facts['python']}, {', '.join(packages)}.\n"
+        f"## {name}\n\n[{path.name}]({path.name}), revision {revision}: driver {driver}, {memory},"
+        f" {facts['cpus']} cores, Python {facts['python']}, {', '.join(packages)}.\n"
     )
 
 
+_BEFORE_IT_WAS_RECORDED = "7e6eb6a"
 _NAMED = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "divprune-edge")
 
 
@@ -142,8 +145,9 @@ def _kept(step: dict) -> list[tuple[str, dict]]:
 def _transformers_row(name: str, row: dict) -> tuple[str, ...]:
     stages = [f"{row[stage]:.1f}" for stage in ("vision", "selection", "prefill", "ttft")]
     # Recorded in seconds at first, in milliseconds since.
-    token = row["per_token"] * (1000 if row["per_token"] < 1 else 1)
-    return name, str(row["prompt"]), *stages, f"{token:.0f}"
+    token = row["per_token"]
+    shown = "-" if token is None else f"{token * (1000 if token < 1 else 1):.0f}"
+    return name, str(row["prompt"]), *stages, shown
 
 
 def _runtime_rows(key: str, step: Any) -> Iterator[tuple[str, ...]]:
@@ -168,7 +172,7 @@ def _checks(report: dict) -> Iterator[tuple[str, str]]:
     if device := report.get("device"):
         yield "buffers, streams, recorded step, 2-D copies", device.get("all", "failed")
     for key, step in report.items():
-        if key.startswith(_SANITIZER):
+        if key.startswith(_SANITIZER) and "exit" in step:
             clean = step.get("exit") == "0"
             yield f"compute-sanitizer, {key.removeprefix(_SANITIZER)}", "clean" if clean else "not"
     if tests := report.get("pytest"):
@@ -180,6 +184,16 @@ def _checks(report: dict) -> Iterator[tuple[str, str]]:
                 precision = name.partition(" ")[0]
                 title = f"{key.removeprefix('ort_')}, {precision}: token ids of CPU and CUDA equal"
                 yield title, f"{same} of {len(found)}"
+    for where in ("cpu", "cuda"):
+        if found := report.get("int4", {}).get(where):
+            same, answers = found["same_token_ids"], report["int4"]["answers"]
+            title = f"int4 on {where}: largest distance from the dequantised model, same token ids"
+            yield title, f"{found['relative_distance_max']:.1%}, {same} of {answers}"
+    for key, step in report.items():
+        if isinstance(step, dict) and "skipped" in step:
+            yield key, f"skipped: {step['skipped']}"
+        elif isinstance(step, dict) and step.get("exit", "0") != "0" and key not in _SHOWN:
+            yield key, f"failed: exit {step['exit']}"
 
 
 if __name__ == "__main__":
