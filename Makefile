@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo       set up, then answer a question about a picture with 10 % of its tokens"
 	@echo "make test       set up, then lint, type check and all tests"
-	@echo "make lint       ruff and mypy only"
+	@echo "make lint       ruff, mypy and pyright only"
 	@echo "make format     let ruff mend what it can"
 	@echo "make clients    install the clients that the server is tested with (PyPI, npm)"
 	@echo "make venv       set up .venv only (PYTHON=python3.12 chooses the interpreter)"
@@ -52,6 +52,7 @@ lint: $(STAMP)
 
 typecheck: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/pyright
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ __all__ = ["FAMILY", "LlavaFamily"]
 
 # The llava-hf repositories carry the last two from before the class had its final name.
 _ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaForCausalLM", "LlamaForCausalLM")
-_CONVERSIONS = dict.fromkeys(
+_CONVERSIONS: Mapping[str, str] = dict.fromkeys(
     ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"),
     "use the llava-hf conversion, such as --model llava-1.5-7b",
 )

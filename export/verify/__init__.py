@@ -62,12 +62,14 @@ def verify_export(plan: ExportPlan, directory: Path, progress: Progress) -> dict
         release_freed_memory()
         done(1)
         errors = {"vision": vision, "blocks": 0.0}
-        for part in plan.decoder_parts():
+        decoder = plan.decoder_parts()
+        for part in decoder:
             cutter = GraphCutter(directory / DECODER_FILES[part.name])
             errors["blocks"] = max(errors["blocks"], _check_blocks(plan, part, cutter, done))
             if part.last_query:
                 errors["query"] = check_last_query(plan, part, cutter)
-        errors["head"] = check_head(plan, part, cutter)
+            if part is decoder[-1]:
+                errors["head"] = check_head(plan, part, cutter)
         if (prefill := plan.prefill_part) is not None:
             cutter = GraphCutter(directory / DECODER_FILES[prefill.name])
             blocks = _check_blocks(plan, prefill, cutter, done)

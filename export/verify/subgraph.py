@@ -117,7 +117,8 @@ def run_session(
     names = [value.name for value in session.get_outputs()]
     with _refusals():
         results = session.run(names, {k: v for k, v in feeds.items() if k in wanted})
-    return dict(zip(names, results, strict=True))
+    arrays = [np.asarray(result) for result in results]  # tensors all of them, and no copies
+    return dict(zip(names, arrays, strict=True))
 
 
 @contextmanager

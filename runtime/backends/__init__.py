@@ -142,7 +142,7 @@ class SmallPictureFeatures(ImageFeatures):
         return full
 
     @property
-    def image_features(self) -> NDArray[np.floating]:
+    def image_features(self) -> NDArray[np.floating]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All tokens of the full picture, float [N, hidden]."""
         return self._full.image_features
 
@@ -168,9 +168,11 @@ class Logits(Protocol):
 
     def best(self) -> tuple[int, float]:
         """The lowest index of the largest and its value; a NaN is larger than any number."""
+        ...
 
     def numpy(self) -> NDArray[np.float32]:
         """All of them, copied to the host."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,11 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Library, version and device, as reports show it."""
+        ...
 
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision graph on its inputs, by name."""
+        ...
 
     def reset(self, rows: int = 0) -> int:
         """Start a new sequence that shares its first ``rows`` rows with the one before.
@@ -208,6 +212,7 @@ class Backend(Protocol):
         Returns:
             How many of the rows the cache still holds: ``rows``, or 0.
         """
+        ...
 
     def forward(
         self,
@@ -226,6 +231,7 @@ class Backend(Protocol):
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
         """
+        ...
 
     def prefill_pruned(
         self,
@@ -249,6 +255,7 @@ class Backend(Protocol):
             BackendError: if the rows do not fit into the cache.
             UnsupportedError: if this directory has no selection inside the LLM.
         """
+        ...
 
 
 class _Adapter(Protocol):

@@ -169,5 +169,5 @@ def _walk(value: Any) -> Iterator[tuple[str, int, Any]]:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
     return "null" if value is None else names.get(type(value), "a number")

@@ -20,7 +20,7 @@ __all__ = ["RE_EXPORT", "FieldError", "dump", "parse", "read_dataclass"]
 RE_EXPORT = "export it again: divprune-export --model MODEL --output ENGINE_DIR --force"
 
 _T = TypeVar("_T")
-_NAMES = {
+_NAMES: dict[type, str] = {
     dict: "an object",
     list: "a list",
     str: "a string",
@@ -132,10 +132,10 @@ def _read_union(members: tuple[Any, ...], value: object, path: str) -> object:
     raise FieldError(path, "has the wrong type", expected=expected, found=_describe(value))
 
 
-def _expect(value: object, kind: type, path: str) -> Any:
+def _expect(value: object, kind: Any, path: str) -> Any:
     if kind is float and type(value) is int:
         return _to_float(value, path)
-    if type(value) is kind and not (kind is float and math.isinf(value)):  # type: ignore[arg-type]
+    if type(value) is kind and not (isinstance(value, float) and math.isinf(value)):
         return value
     raise FieldError(path, "has the wrong type", expected=_NAMES[kind], found=_describe(value))
 

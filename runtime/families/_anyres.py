@@ -192,8 +192,10 @@ def cut_crops(
     side = tiling.side
     height, width = tiling.resized
     resized = picture.resize((width, height), resample=processor.resample)
-    framed = Image.new("RGB", tiling.pinpoint[::-1])
-    framed.paste(resized, tiling.offset[::-1])
+    high, wide = tiling.pinpoint
+    top, left = tiling.offset
+    framed = Image.new("RGB", (wide, high))
+    framed.paste(resized, (left, top))
     tiles = [
         framed.crop((left, top, left + side, top + side))
         for top in range(0, tiling.pinpoint[0], side)

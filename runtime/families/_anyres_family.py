@@ -105,7 +105,7 @@ class AnyresFamily:
     def prepare_image(self, picture: Image.Image, num_media: int = 1) -> Prepared:
         """Crops ``pixel_values`` float32 [crops, 3, side, side] and the index of the tokens."""
         del num_media
-        tiling = self._tiling(picture.size[::-1])
+        tiling = self._tiling((picture.height, picture.width))
         packing = pack_tiles(tiling, self.grids.target(tiling.grid), self.taps)
         return self._prepared(
             "image",
@@ -180,7 +180,7 @@ def crop_map(
     edges: Any = packing.boxes * patch
     left, top = geometry.to_picture(edges[:, 0], edges[:, 1])
     right, bottom = geometry.to_picture(edges[:, 2], edges[:, 3])
-    return _within(np.stack([left, top, right, bottom], axis=1), size[::-1])
+    return _within(np.stack([left, top, right, bottom], axis=1), (size[1], size[0]))
 
 
 def _within(boxes: NDArray[np.float64], picture: Size) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,17 +26,17 @@ def sample_frames(total: int, count: int) -> list[int]:
 
 
 class FramesFamily(AnyresFamily):
-    """A family that takes videos beside pictures; the index has four rows a token."""
+    """A family that takes videos beside pictures; the index has four rows a token.
+
+    Attributes:
+        has_end: Whether a newline ends the video.
+    """
 
     taps = 4
+    has_end: ClassVar[bool]
 
     def frame_packing(self) -> Packing:
         """The tokens of one frame over its patches."""
-        raise NotImplementedError
-
-    @property
-    def has_end(self) -> bool:
-        """Whether a newline ends the video."""
         raise NotImplementedError
 
     @property

@@ -250,7 +250,7 @@ class SmolVLM:
             if columns * rows + 1 <= self.max_crops:
                 return resized, canvas, (columns, rows)
         edge = min(self.longest_edge, self.crop_size)
-        return fit_longest_edge(width, height, edge), (self.crop_size,) * 2, (0, 0)
+        return fit_longest_edge(width, height, edge), (self.crop_size, self.crop_size), (0, 0)
 
     def _image_text(self, columns: int, rows: int) -> str:
         """The crops with their places, a line a row, and the whole picture."""

@@ -70,7 +70,7 @@ class EmbeddingTable:
             if not 0 <= token_id < self.vocab_size:
                 raise self._no_row(token_id)
             self._file.seek(self._start + token_id * row_bytes)
-            if self._file.readinto(row.view(np.uint8)) != row_bytes:
+            if self._file.readinto(row.data.cast("B")) != row_bytes:
                 raise _damaged(self._path, "the file ends early")
         return out
 

@@ -233,7 +233,7 @@ def _decay(value: object) -> tuple[int, float]:
 
 def _eos_token_ids(path: Path, content: Mapping[str, Any]) -> tuple[int, ...]:
     value = content.get("eos_token_id")
-    ids = value if isinstance(value, list) else [value]
+    ids: list[Any] = value if isinstance(value, list) else [value]
     if not ids or not all(type(token) is int and token >= 0 for token in ids):
         raise EngineDirectoryError(
             f"{path.name} does not say which token ends an answer",

@@ -176,7 +176,7 @@ class ImageProcessor:
         resized = self._resized(*padded)
         for step in (padded, resized):
             _check_pixels(step, (width, height))
-        output = resized if self.crop_size is None else self.crop_size[::-1]
+        output = resized if self.crop_size is None else (self.crop_size[1], self.crop_size[0])
         return Geometry(
             picture=(width, height),
             padded=padded,

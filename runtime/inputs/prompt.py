@@ -28,14 +28,17 @@ class Expansion(Protocol):
     @property
     def kind(self) -> MediaKind:
         """Picture or video."""
+        ...
 
     @property
     def text(self) -> str:
         """Its text, with one visual token a run."""
+        ...
 
     @property
     def runs(self) -> tuple[int, ...]:
         """Visual tokens of each run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def _wrong_number(
     wanted: Sequence[str], found: Sequence[str], placeholders: Mapping[MediaKind, str]
 ) -> PromptError:
     kinds: tuple[MediaKind, ...] = ("image", "video")
-    order = sorted(kinds, key=lambda kind: kind in placeholders)  # what it never takes first
+    # What it never takes comes first.
+    order: list[MediaKind] = sorted(kinds, key=lambda kind: kind in placeholders)
     kind = next((k for k in order if wanted.count(k) != found.count(k)), kinds[0])
     if kind not in placeholders:
         return PromptError(

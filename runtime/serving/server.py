@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import threading
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ def require_packages() -> None:
         BackendError: naming the command that installs it.
     """
     try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        import_module("starlette")
+        import_module("uvicorn")
     except ImportError as error:
         raise BackendError(
             "the server needs starlette and uvicorn",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("configs", "export", "plugins", "runtime")
@@ -31,13 +32,6 @@ NOT_FOR_EXPORT = ("backends", "pipeline", "reports", "serving", "cli")
 COMMAND_LINES = ("divprune.export.cli", "divprune.plugins.compile_ptx")
 FRONT = "divprune.runtime"  # holds the version, and loads everything else when it is asked for
 GUARD = "divprune.runtime.cli.main_guard"
-
-# Rows that go on behind a selection inside the LLM: both backends cut them out themselves.
-KEPT_ROWS = "divprune.runtime.generation.kept_tokens"
-CUTTERS = (
-    "divprune.runtime.backends.onnxruntime.backend",
-    "divprune.runtime.backends.tensorrt.pruning",
-)
 
 LARGEST_FOLDER = 12
 
@@ -129,7 +123,6 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_imports_point_down(module) -> None:
     """Types may point up: the backends' protocol is written in terms of what comes above."""
     allowed = {FRONT} | ({GUARD} if module in COMMAND_LINES else set())
-    allowed |= {KEPT_ROWS} if module in CUTTERS else set()
     wrong = [
         other
         for other, types in ARROWS[module].items()
@@ -164,3 +157,13 @@ def test_the_top_can_be_taken_in_at_a_glance(folder) -> None:
         if not path.name.startswith((".", "__pycache__"))
     ]
     assert len(entries) <= LARGEST_FOLDER, sorted(entries)
+
+
+def test_pyright_looks_behind_every_link() -> None:
+    """It does not follow links by itself, and would pass for having looked at nothing."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    links = {f"src/divprune/{folder}" for folder in FOLDERS}
+    assert links | {"src"} == set(project["tool"]["pyright"]["include"])
+    assert {path.name for path in (ROOT / "src" / "divprune").iterdir() if path.is_symlink()} == {
+        *FOLDERS
+    }

@@ -76,7 +76,7 @@ def _correction(
 def _offsets(numbers: Int4Numbers) -> NDArray[np.float32]:
     """Scale · (8 - zero), [out, groups]."""
     assert numbers.zeros is not None
-    steps = np.float32(8) - numbers.zeros.astype(np.float32)
+    steps: NDArray[np.float32] = np.subtract(8, numbers.zeros, dtype=np.float32)
     return numbers.scales.astype(np.float32) * steps
 
 

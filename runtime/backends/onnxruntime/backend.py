@@ -216,12 +216,13 @@ class OnnxRuntimeBackend:
         parts = decoder.parts
         if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
             parts = [decoder.prefill]
+        logits = np.empty(0, np.float32)
         for part in _pieces(inputs_embeds.shape[1], self._rows_at_once):
             rows, positions = inputs_embeds[:, part], position_ids[..., part]
             here = [plane[:, part] for plane in planes]
             for graph in parts[:-1]:
                 rows = graph.run(rows, positions, here)["hidden_states"]
-            logits: NDArray[np.float32] = parts[-1].run(rows, positions, here)["logits"][0, 0]
+            logits = parts[-1].run(rows, positions, here)["logits"][0, 0]
         return logits
 
     def prefill_pruned(

@@ -116,7 +116,10 @@ class DecoderPart:
         """Run the engine on ``rows`` at these addresses, in one of its contexts."""
         self._written = max(self._written, self.filled + rows)
         hidden = int(self._rows.shape[2])
-        shapes = {self._rows.name: (1, rows, hidden), "position_ids": (1, rows)}
+        shapes: dict[str, tuple[int, ...]] = {
+            self._rows.name: (1, rows, hidden),
+            "position_ids": (1, rows),
+        }
         if live := self._live_length(rows):
             shapes[LIVE_SLOTS] = (live,)
         engine.run(choose_profile(self._profiles, rows), shapes, addresses, context)

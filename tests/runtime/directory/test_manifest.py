@@ -325,7 +325,8 @@ def test_hash_that_is_no_sha256_is_refused(digest: str):
 def test_file_path_that_is_not_plain_and_below_the_directory_is_refused(path: str):
     content = json.loads(make_manifest().to_json())
     files = {**content["files"], path: {"sha256": "0" * 64, "size": 3}}
-    assert f"manifest.json: files.{path}" in refusal_of({"files": files})
+    shown = path.replace("\x00", "\\x00")  # as every error shows what does not print
+    assert f"manifest.json: files.{shown}" in refusal_of({"files": files})
 
 
 @pytest.mark.parametrize("field", ["selector/num_kept", "files", "model/revision"])

@@ -36,6 +36,7 @@ class DivPruneExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Exports, and leaves with the exit code of `divprune-export`."""
+        assert self.args is not None  # it was made for parsed arguments
         sys.exit(cli.run(self.args))
 
 
