@@ -89,11 +89,12 @@ def _check_selection(plan: ExportPlan, selector: Selector, outputs: dict[str, np
     elif not np.array_equal(outputs["selected_features"], features[np.sort(order)]):
         raise NumericalError("the kept rows are not those of selection_order in raster order")
     regret = selector.regret(features.astype(np.float32), order, signals)
-    check_regret(selector.name, regret)
+    tolerance = Tolerance.of(plan.options).selection
+    check_regret(selector.name, regret, tolerance)
     if selector.covers:
         expected = selector.select_covered(features.astype(np.float32), len(order), signals)
         if np.array_equal(order, expected[0]):
-            check_cover(selector.name, outputs["selection_cover"], expected[1])
+            check_cover(selector.name, outputs["selection_cover"], expected[1], tolerance)
 
 
 def _check_mixture(
