@@ -91,4 +91,12 @@ def read_qwen_model(
         feature_size=4 * width,
     )
     decoder = read_text({**_TEXT[kind], **text})
-    return ModelDimensions(name, info, decoder, num_image_tokens, read_packed(content))
+    cell = 2 * info.patch_size
+    return ModelDimensions(
+        name,
+        info,
+        decoder,
+        num_image_tokens,
+        read_packed(content),
+        typical_image_tokens=round(640 / cell) * round(480 / cell),
+    )

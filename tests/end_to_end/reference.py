@@ -81,6 +81,11 @@ class Reference(ABC):
         del media
         return torch.arange(len(ids))
 
+    def decoder_inputs(self, is_visual: torch.Tensor, kept: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What the decoder takes beside rows [S]; ``kept`` are the tokens of each medium."""
+        del is_visual, kept
+        return {}
+
     def answer(
         self, media: Media, prompt: str, keep: float, new_tokens: int, positions: str = "contiguous"
     ) -> Answer:
@@ -101,7 +106,8 @@ class Reference(ABC):
         places = places[..., stays]
         if positions == "contiguous":
             places, following = torch.arange(int(stays.sum())), int(stays.sum())
-        answer = self._decode(embeds[stays], places, following, new_tokens)
+        more = self.decoder_inputs(is_visual[stays], kept)
+        answer = self._decode(embeds[stays], places, following, new_tokens, more)
         return Answer(answer, [each.tolist() for each in kept], [len(each) for each in features])
 
     def prompt_ids(self, media: Media, prompt: str, counts: Sequence[int]) -> torch.Tensor:
@@ -119,7 +125,12 @@ class Reference(ABC):
         return torch.tensor(ids)
 
     def _decode(
-        self, rows: torch.Tensor, positions: torch.Tensor, position: int, count: int
+        self,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        position: int,
+        count: int,
+        more: dict[str, Any],
     ) -> list[int]:
         """``count`` greedy ids after ``rows``; the first of them stands at ``position``."""
         embeds, cache, ids = rows[None], transformers.DynamicCache(), []
@@ -133,7 +144,9 @@ class Reference(ABC):
                     # Without a mask, transformers takes gaps for the borders of packed texts.
                     attention_mask=torch.ones(1, filled, dtype=torch.long),
                     past_key_values=cache,
+                    **more,
                 )
+                more = {}
                 logits = self.model.lm_head(outputs.last_hidden_state[0, -1])
             ids.append(int(logits.argmax()))
             embeds = self.model.get_input_embeddings()(torch.tensor([[ids[-1]]]))
