@@ -30,6 +30,7 @@ from divprune.export.selection.sizes import KEPT, TOKENS
 from divprune.export.vision.signals import Signal, resolve_signals
 from divprune.runtime import families as runtime_families
 from divprune.runtime.directory.keep import kept_count
+from divprune.runtime.directory.limits import default_max_seq_len
 from divprune.runtime.directory.manifest import DimRange
 from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportPlan", "make_plan"]
 
-_DEFAULT_MAX_SEQ_LEN = 2048
-_TEXT_ROOM = 512  # beside the largest picture, where it alone would fill the default
 _EXAMPLE_SIZE = (640, 480)
 
 
@@ -352,7 +351,7 @@ def _check_quantized_once(options: ExportOptions, checkpoint: Checkpoint) -> Non
 
 def _max_seq_len(options: ExportOptions, model_limit: int, num_image_tokens: int) -> int:
     if options.max_seq_len is None:
-        return min(max(_DEFAULT_MAX_SEQ_LEN, num_image_tokens + _TEXT_ROOM), model_limit)
+        return default_max_seq_len(num_image_tokens, model_limit)
     if options.max_seq_len > model_limit:
         raise OptionError(
             "--max-seq-len is more than the model can",

@@ -74,10 +74,14 @@ def _settings(
     arguments: argparse.Namespace, model: PlannedModel, board: Device | None
 ) -> PlanSettings:
     """What was asked for, then what the engine directory has, then what export would do."""
-    from divprune.runtime.reports.plan.settings import PlanSettings, default_max_seq_len
+    from divprune.runtime.directory.limits import default_max_seq_len
+    from divprune.runtime.reports.plan.settings import PlanSettings
 
     known = _exported(model.manifest)
     suits = "onnxruntime" if board is None else board.target
+
+    shape = model.dimensions
+    longest = default_max_seq_len(shape.num_image_tokens, shape.text.max_position_embeddings)
 
     def choose(field: str, default: Any) -> Any:
         asked = getattr(arguments, field)
@@ -86,7 +90,7 @@ def _settings(
     return PlanSettings(
         target=choose("target", suits),
         keep=_DEFAULT_KEEP if (keep := choose("keep", model.keep)) is None else keep,
-        max_seq_len=choose("max_seq_len", default_max_seq_len(model.dimensions)),
+        max_seq_len=choose("max_seq_len", longest),
         dtype=choose("dtype", "fp16"),
         quant=choose("quant", None),
         vision_quant=choose("vision_quant", None),

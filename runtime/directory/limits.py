@@ -11,9 +11,27 @@ from divprune.runtime.errors import OptionError, PromptError, UnsupportedError
 if TYPE_CHECKING:
     from divprune.runtime.directory.manifest import Manifest
 
-__all__ = ["answer_limit", "shorten_cache", "validate_max_new_tokens"]
+__all__ = [
+    "answer_limit",
+    "default_max_seq_len",
+    "shorten_cache",
+    "validate_max_new_tokens",
+]
 
 log = logging.getLogger(__name__)
+
+_DEFAULT_MAX_SEQ_LEN = 2048
+_TEXT_ROOM = 512  # beside the largest picture, where it alone would fill the default
+
+
+def default_max_seq_len(num_image_tokens: int, model_limit: int) -> int:
+    """Cache slots of an export that says nothing else.
+
+    Args:
+        num_image_tokens: N of the largest picture, which fits with a prompt of some length.
+        model_limit: ``max_position_embeddings``.
+    """
+    return min(max(_DEFAULT_MAX_SEQ_LEN, num_image_tokens + _TEXT_ROOM), model_limit)
 
 
 def shorten_cache(manifest: Manifest, max_seq_len: int | None) -> Manifest:

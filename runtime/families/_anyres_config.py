@@ -49,13 +49,17 @@ def read_anyres_model(
     vision = with_defaults(content, "vision_config", TOWER_DEFAULTS, tower)
     info, _ = read_clip_tower(content, vision)
     grids = read_anyres_grids(content, vision)
+    typical = grids.tiling(TYPICAL)
+    tiles = [height * width // grids.side**2 for height, width in grids.pinpoints]
     return ModelDimensions(
         name,
         info,
         read_text(decoder),
         max(count for pinpoint in grids.pinpoints for count in grids.counts(pinpoint)),
         read_packed(content),
-        grids.count(grids.tiling(TYPICAL).grid),
+        grids.count(typical.grid),
+        crops=1 + max(tiles),
+        typical_crops=1 + typical.tiles[0] * typical.tiles[1],
     )
 
 

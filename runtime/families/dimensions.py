@@ -67,6 +67,8 @@ class ModelDimensions:
         num_image_tokens: Visual tokens of a picture (N); of the largest one where N varies.
         packed: How the checkpoint is quantised already; None where it is not.
         typical_image_tokens: N of a picture of 640 x 480 pixels; None where N is fixed.
+        crops: Pictures that the tower sees of the largest one.
+        typical_crops: The same of one of 640 x 480 pixels.
     """
 
     name: str
@@ -75,6 +77,8 @@ class ModelDimensions:
     num_image_tokens: int
     packed: QuantScheme | None = None
     typical_image_tokens: int | None = None
+    crops: int = 1
+    typical_crops: int = 1
 
     def tower_matrices(self) -> tuple[Matrix, ...]:
         """What ``--vision-quant`` is about: the linear layers of the tower."""

@@ -47,6 +47,7 @@ __all__ = ["FAMILY", "InternVL", "choose_grid"]
 _VIDEO = "<video>"
 _START, _END = "<img>", "</img>"
 _TYPICAL = (640, 480)
+_TYPICAL_CROPS = 13  # 4 x 3 tiles of such a picture, and the thumbnail
 _TILES = 12  # where preprocessor_config.json is not at hand
 _TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "internvl_vision": {
@@ -149,8 +150,17 @@ class InternVL:
             num_channels=read_count(vision, "num_channels"),
             feature_size=vision["hidden_size"] * shuffle**2,
         )
-        tokens = _crops(_TILES) * (side // shuffle) ** 2
-        return ModelDimensions(name, tower, read_text(text), tokens, read_packed(content))
+        each, most = (side // shuffle) ** 2, _crops(_TILES)
+        return ModelDimensions(
+            name,
+            tower,
+            read_text(text),
+            most * each,
+            read_packed(content),
+            typical_image_tokens=_TYPICAL_CROPS * each,
+            crops=most,
+            typical_crops=_TYPICAL_CROPS,
+        )
 
     @property
     def tile_tokens(self) -> int:

@@ -48,6 +48,7 @@ _VIDEO = "<video>"
 _AROUND, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 _LARGEST_EDGE = 4096
 _TYPICAL = (640, 480)
+_TYPICAL_CROPS = 13  # 4 x 3 crops of such a picture, and the whole of it
 _CROPS = 4**2 + 1  # where preprocessor_config.json is not at hand
 _TOWER: Mapping[str, Any] = {
     "hidden_size": 1152,
@@ -148,8 +149,17 @@ class SmolVLM:
             num_channels=read_count(vision, "num_channels"),
             feature_size=vision["hidden_size"] * factor**2,
         )
-        tokens = _CROPS * (side // factor) ** 2
-        return ModelDimensions(name, tower, read_text(text), tokens, read_packed(content))
+        each = (side // factor) ** 2
+        return ModelDimensions(
+            name,
+            tower,
+            read_text(text),
+            _CROPS * each,
+            read_packed(content),
+            typical_image_tokens=_TYPICAL_CROPS * each,
+            crops=_CROPS,
+            typical_crops=_TYPICAL_CROPS,
+        )
 
     @property
     def crop_tokens(self) -> int:

@@ -104,7 +104,7 @@ def _vision_activations(model: ModelDimensions, settings: PlanSettings) -> int:
     Dynamic int8 has the integer products and the rows it quantised beside them.
     """
     tower = model.tower
-    rows = tower.num_positions * tower.intermediate_size
+    rows = model.crops * tower.num_positions * tower.intermediate_size
     return 4 * (6 if settings.vision_quant else 3) * rows
 
 

@@ -15,6 +15,7 @@ from divprune.runtime.reports.plan.fit import (
     spare_bytes,
     swap_to_build,
 )
+from divprune.runtime.reports.plan.gain import Gain, predict_gain
 from divprune.runtime.reports.plan.weights import table_bytes
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def to_dict(plan: MemoryPlan) -> dict[str, Any]:
             _keep_dict(plan, keep, needs)
             for keep, needs in ((1.0, plan.baseline), (settings.keep, plan.pruned))
         ],
+        "gains": [{**asdict(gain), "ceiling": round(gain.ceiling, 3)} for gain in _gains(plan)],
         "fits": plan.fits,
         "change": None
         if change is None
@@ -105,13 +107,21 @@ def render_plan(plan: MemoryPlan) -> str:
         f"{model.name} on {plan.device.title if plan.device else 'no device in particular'}",
         f"target {settings.target}: {precision}, {settings.max_seq_len} positions",
         f"residency {settings.residency}",
-        f"keep {settings.keep:g}: {describe_keep(kept, model.num_image_tokens)}",
+        f"keep {settings.keep:g}: {describe_keep(kept, model.num_image_tokens)}"
+        + (", of the largest picture" if model.typical_image_tokens is not None else ""),
+        *(str(gain) for gain in _gains(plan)),
         "",
         *_table(plan),
         "",
         *_verdict(plan),
     ]
     return "\n".join(lines)
+
+
+def _gains(plan: MemoryPlan) -> list[Gain]:
+    """For the largest picture, and for a typical one where that is another."""
+    sizes = (False, True) if plan.model.typical_image_tokens is not None else (False,)
+    return [predict_gain(plan.model, plan.settings.keep, typical=size) for size in sizes]
 
 
 def _table(plan: MemoryPlan) -> list[str]:

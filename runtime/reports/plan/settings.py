@@ -13,11 +13,10 @@ from divprune.runtime.errors import OptionError
 if TYPE_CHECKING:
     from divprune.runtime.families.dimensions import ModelDimensions
 
-__all__ = ["RESIDENCIES", "PlanSettings", "default_max_seq_len"]
+__all__ = ["RESIDENCIES", "PlanSettings"]
 
 RESIDENCIES = ("concurrent", "sequential")
 _DTYPES = ("fp16", "fp32")
-_DEFAULT_MAX_SEQ_LEN = 2048  # of divprune-export
 TEXT_TOKENS = 64  # a chat template and a question of a few sentences
 
 
@@ -135,8 +134,3 @@ class PlanSettings:
                 found=value,
                 fix="--target onnxruntime",
             )
-
-
-def default_max_seq_len(model: ModelDimensions) -> int:
-    """The cache of an export that says nothing else."""
-    return min(_DEFAULT_MAX_SEQ_LEN, model.text.max_position_embeddings)

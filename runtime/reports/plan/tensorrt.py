@@ -60,8 +60,8 @@ def _llm_engine(model: ModelDimensions, settings: PlanSettings) -> int:
 def _vision_activations(model: ModelDimensions, settings: PlanSettings) -> int:
     """Attention matrices in fp32 (softmax does not bear fp16) unless a kernel avoids them."""
     tower = model.tower
-    attention = tower.num_heads * tower.num_positions**2
-    rows = tower.num_positions * (tower.intermediate_size + 4 * tower.hidden_size)
+    attention = model.crops * tower.num_heads * tower.num_positions**2
+    rows = model.crops * tower.num_positions * (tower.intermediate_size + 4 * tower.hidden_size)
     return 2 * 4 * attention + 2 * settings.number_bytes * rows
 
 
