@@ -74,6 +74,8 @@ class Pipeline:
         self.manifest = directory.manifest
         self.backend = backend
         self.family = load_family(directory)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            directory.file(name)  # refused if nobody has checked it
         self._tokenizer = TextTokenizer.from_dir(directory.path)
         template = directory.file("chat_template.jinja").read_text(encoding="utf-8")
         video_template = self.manifest.model.facts.get("video_template") or template

@@ -279,8 +279,9 @@ class VariableGraph:
 
 
 def _session(model: ir.Model) -> Any:
-    import onnxruntime
+    from divprune.runtime.onnxruntime_library import import_onnxruntime
 
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(

@@ -99,8 +99,9 @@ def more_outputs(path: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def make_session(path: Path) -> onnxruntime.InferenceSession:
     """A CPU session that keeps no second, repacked copy of the weights."""
-    import onnxruntime
+    from divprune.runtime.onnxruntime_library import import_onnxruntime
 
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")

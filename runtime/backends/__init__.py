@@ -7,6 +7,7 @@ The pipeline above knows only ``Backend``. Each adapter module offers
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from importlib import import_module
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from divprune.runtime.errors import OptionError
+from divprune.runtime.errors import EngineDirectoryError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,6 +164,9 @@ class SmallPictureFeatures(ImageFeatures):
         return count == len(self.selection_order)
 
 
+_MAX_THREADS = 64  # however few cores there are: far above what helps, below what fails
+
+
 class Logits(Protocol):
     """Scores [V] of the next token that are still on a device."""
 
@@ -287,10 +291,12 @@ def load_backend(
             memory at a time and loads it when it is needed.
 
     Raises:
-        OptionError: for an unknown backend, device or residency, or a thread count below 1.
+        OptionError: for an unknown backend, device or residency, or an impossible thread count.
+        EngineDirectoryError: if the manifest lacks a graph.
         BackendError: if the backend is missing, too old, or refuses the graphs.
     """
     check_choice(name, device, threads, residency)
+    _require_graphs(directory)
     adapter = _adapter(name, directory)
     device = choose_device(name, directory, device)
     start = perf_counter()
@@ -310,6 +316,18 @@ def load_selection(
     check_choice(name, device, threads)
     device = choose_device(name, directory, device)
     return _adapter(name, directory).load_selection(directory, device=device, threads=threads)
+
+
+def _require_graphs(directory: EngineDirectory) -> None:
+    manifest = directory.manifest
+    for graph in ("vision", *manifest.llm_graphs):
+        if graph not in manifest.graphs:
+            raise EngineDirectoryError(
+                f"{directory.path} has no graph {graph}",
+                expected="the graphs that every run needs",
+                found=", ".join(manifest.graphs) or "none",
+                fix="export the model again with divprune-export",
+            )
 
 
 def choose_device(name: str | None, directory: EngineDirectory, device: str | None) -> str:
@@ -333,8 +351,14 @@ def check_choice(
         raise OptionError(
             f"unknown residency {residency!r}", expected=", ".join(RESIDENCIES), found=residency
         )
-    if threads is not None and threads < 1:
-        raise OptionError("--threads must be at least 1", expected="1 or more", found=threads)
+    highest = max(_MAX_THREADS, 4 * (os.cpu_count() or 1))
+    if threads is not None and not 1 <= threads <= highest:
+        raise OptionError(
+            "--threads is no number of threads that this machine can use",
+            expected=f"1 to {highest}; this machine has {os.cpu_count()} cores",
+            found=threads,
+            fix="leave --threads out",
+        )
 
 
 def _adapter(name: str | None, directory: EngineDirectory) -> _Adapter:

@@ -22,6 +22,7 @@ __all__ = [
     "read_bounded",
     "read_json",
     "read_json_object",
+    "require_usable",
 ]
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -94,6 +95,16 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError(f"it is nested more than {_MAX_DEPTH} deep") from None
     except UnicodeDecodeError as reason:
         raise ValueError(f"it is no UTF-8 text: {reason}") from reason
+    require_usable(value)
+    return value
+
+
+def require_usable(value: Any) -> None:
+    """Refuse parsed JSON that is too deep, or holds too large a number or half a character.
+
+    Raises:
+        ValueError: naming the place.
+    """
     for place, depth, leaf in _walk(value):
         if depth > _MAX_DEPTH:
             raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
@@ -104,7 +115,6 @@ def parse_json(data: bytes | str) -> Any:
                 raise ValueError(f"{place} is text with half a character in it") from None
         elif type(leaf) is int and abs(leaf) > _MAX_INTEGER:
             raise ValueError(f"{place} is an integer of more than 64 bits")
-    return value
 
 
 def read_bounded(

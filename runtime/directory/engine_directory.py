@@ -11,10 +11,12 @@ from __future__ import annotations
 import re
 import shlex
 import stat
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
+from divprune.runtime.directory.bounded_json import read_bounded
 from divprune.runtime.directory.file_hash import HashCache
 from divprune.runtime.directory.limits import shorten_cache
 from divprune.runtime.directory.manifest import MANIFEST_NAME, FileRecord, Manifest
@@ -27,7 +29,16 @@ _WRITE = (
     "name the directory that divprune-export wrote, or write one: "
     "divprune-export --model MODEL --output ENGINE_DIR"
 )
+_MAX_MANIFEST_BYTES = 16 << 20
 _PARTIAL = re.compile(r"\..+\.(partial|old)-[0-9a-f]+")
+
+
+class _Identity(NamedTuple):
+    """What tells a file from another in its place."""
+
+    size: int
+    mtime_ns: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class EngineDirectory:
 
     path: Path
     manifest: Manifest
+    _seen: Mapping[str, _Identity | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(
@@ -58,8 +70,9 @@ class EngineDirectory:
 
         Raises:
             EngineDirectoryError: for a directory that is missing or is a half-written
-                export, a manifest that cannot be used, and a file that is missing, is not a
-                regular file inside the directory, or holds other bytes than were exported.
+                export, a manifest that cannot be used, a file that is missing, is not a regular
+                file inside the directory, or holds other bytes than were exported, and one that
+                would be read but is not in the manifest.
             OptionError: for another value of ``verify``, and a ``max_seq_len`` that the
                 directory was not exported for.
             UnsupportedError: if its graphs have a cache of fixed length.
@@ -72,8 +85,25 @@ class EngineDirectory:
         fix = export_command(root, manifest)
         for relative, record in manifest.files.items():
             _check_size(root, relative, record, fix)
+        _check_listed(root, manifest, fix)
+        seen = {relative: _identity(root / relative) for relative in manifest.files}
         _check_hashes(root, manifest, fix, always=verify == "full")
-        return cls(root, limited)
+        return cls(root, limited, seen)
+
+    def require_unchanged(self) -> None:
+        """Notice files that were replaced since they were checked, before they are read again.
+
+        Raises:
+            EngineDirectoryError: naming the first of them.
+        """
+        for relative, identity in self._seen.items():
+            if _identity(self.path / relative) != identity:
+                raise EngineDirectoryError(
+                    f"{self.path / relative} was replaced while the directory was in use",
+                    expected="the file that was checked when it was opened",
+                    found="another one",
+                    fix="start again with the directory as it is now",
+                )
 
     def file(self, relative: str) -> Path:
         """Absolute path of a file of the manifest, named as the manifest names it.
@@ -118,7 +148,8 @@ def _read_manifest(root: Path) -> Manifest:
     path = _regular_file(root, MANIFEST_NAME, _WRITE)
     fix = f"divprune-export --model MODEL --output {shlex.quote(str(root))} --force"
     try:
-        return Manifest.from_json(path.read_text(encoding="utf-8"))
+        content = read_bounded(path, _MAX_MANIFEST_BYTES, fix=fix)
+        return Manifest.from_json(content.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise EngineDirectoryError(
             f"{path} cannot be read", expected="JSON in UTF-8", found=error, fix=fix
@@ -171,6 +202,36 @@ def _check_size(root: Path, relative: str, record: FileRecord, fix: str) -> None
         )
 
 
+def _check_listed(root: Path, manifest: Manifest, fix: str) -> None:
+    """Refuse what a run would read although nobody checked it.
+
+    Graphs read their weights from files beside them, under whatever name.
+    """
+    folders = {PurePosixPath(graph.path).parent for graph in manifest.graphs.values()}
+    beside = [
+        path.relative_to(root).as_posix()
+        for folder in folders
+        if folder != PurePosixPath(".")
+        for path in sorted((root / folder).iterdir())
+    ]
+    for relative in beside:
+        if relative not in manifest.files:
+            raise EngineDirectoryError(
+                f"{root / relative} is not in {MANIFEST_NAME}, so nobody has checked it",
+                expected="a size and a SHA-256 of every file that is read",
+                found="no such entry in files",
+                fix=f"remove it, or {fix}",
+            )
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _Identity(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
 def _check_hashes(root: Path, manifest: Manifest, fix: str, *, always: bool) -> None:
     cache = HashCache()
     try:
@@ -185,11 +246,15 @@ def _check_hash(
 ) -> None:
     try:
         digest = cache.sha256(path, always=always)
+        if digest != record.sha256:  # of another file, perhaps, that had the same time and size
+            cache.forget(path)
+            digest = cache.sha256(path, always=True)
     except OSError as error:
         raise EngineDirectoryError(
             f"{path} cannot be read", expected="a readable file", found=error, fix=fix
         ) from error
     if digest != record.sha256:
+        cache.forget(path)
         raise EngineDirectoryError(
             f"{path} is not the file that was exported",
             expected=f"SHA-256 {record.sha256}",

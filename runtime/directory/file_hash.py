@@ -21,12 +21,15 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from divprune.runtime.directory.bounded_json import parse_json
+
 __all__ = ["HashCache", "cache_directory", "hash_file"]
 
 _LOGGER = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _CACHE_VERSION = 1
 _MAX_ENTRIES = 4096
+_MAX_BYTES = 16 << 20
 # A file changed right after it was hashed may keep its modification time where clocks are
 # coarse; one that is this fresh is not remembered.
 _FRESH_NS = 2_000_000_000
@@ -87,6 +90,7 @@ class HashCache:
         self._path = directory / "file-hashes.json" if directory else None
         self._entries = _read_entries(self._path)
         self._new: dict[str, _Entry] = {}
+        self._forgotten: set[str] = set()
 
     def sha256(self, path: Path, *, always: bool = False) -> str:
         """SHA-256 of a file, from memory where that is allowed and possible.
@@ -112,12 +116,20 @@ class HashCache:
             self._new[key] = entry
         return digest
 
+    def forget(self, path: Path) -> None:
+        """Remember nothing of a file: what it was expected to be may be put back in its place."""
+        key = str(path.absolute())
+        self._new.pop(key, None)
+        if self._entries.pop(key, None) is not None:
+            self._forgotten.add(key)
+
     def save(self) -> None:
         """Write what was learnt, together with what other processes wrote meanwhile."""
-        if not self._new or self._path is None:
+        if not (self._new or self._forgotten) or self._path is None:
             return
         # Newest last: the oldest entries go first when there are too many.
-        entries = {k: v for k, v in _read_entries(self._path).items() if k not in self._new}
+        passed = self._new.keys() | self._forgotten
+        entries = {k: v for k, v in _read_entries(self._path).items() if k not in passed}
         entries.update(self._new)
         kept = dict(list(entries.items())[-_MAX_ENTRIES:])
         try:
@@ -125,7 +137,7 @@ class HashCache:
         except OSError as error:
             _LOGGER.warning("cannot remember file hashes in %s: %s", self._path, error)
             return
-        self._entries, self._new = kept, {}
+        self._entries, self._new, self._forgotten = kept, {}, set()
 
 
 def _hash_open(file: FileIO, on_chunk: Callable[[int], object] | None = None) -> str:
@@ -145,7 +157,9 @@ def _read_entries(path: Path | None) -> dict[str, _Entry]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("not a regular file")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES} bytes")
+        content = parse_json(path.read_bytes())
         if content["version"] != _CACHE_VERSION:
             return {}
         return {key: _entry(value) for key, value in content["files"].items()}

@@ -6,6 +6,7 @@ is valid: each checks itself when it is made, and `Manifest` checks what holds b
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 from divprune.runtime.directory.manifest_checks import (
@@ -18,6 +19,7 @@ from divprune.runtime.directory.manifest_checks import (
 from divprune.runtime.directory.manifest_json import (
     RE_EXPORT,
     FieldError,
+    checksum,
     dump,
     parse,
     read_dataclass,
@@ -187,8 +189,13 @@ class Manifest:
         return num_bytes
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``: the same manifest always gives the same text."""
-        return dump(self)
+        """The text of ``manifest.json``: the same manifest always gives the same text.
+
+        It ends with a checksum of all fields, since everything else is checked against them.
+        """
+        fields = parse(dump(self))
+        signed = {**fields, "checksum": checksum(fields)}
+        return json.dumps(signed, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -196,17 +203,22 @@ class Manifest:
 
         Raises:
             EngineDirectoryError: for another schema version (looked at before everything
-                else), invalid JSON, and any field that is missing, unknown, or has a type
-                or value that it cannot have; the message names the field.
+                else), invalid JSON, any field that is missing, unknown, or has a type or
+                value that it cannot have (the message names the field), and fields that were
+                changed since.
         """
         value = parse(text)
         _check_schema_version(value.get("schema_version"))
-        try:
-            return read_dataclass(cls, value)
-        except RecursionError:
+        stored = value.pop("checksum", None)
+        manifest = read_dataclass(cls, value)
+        if stored != checksum(value):
             raise FieldError(
-                "", "is nested too deeply", expected="a manifest", found="a deeper one"
-            ) from None
+                "checksum",
+                "is not that of the fields: the file was changed since the export",
+                expected=checksum(value),
+                found="none" if stored is None else stored,
+            )
+        return manifest
 
 
 def _with_cache_length(tensors: tuple[TensorSpec, ...], slots: int) -> tuple[TensorSpec, ...]:

@@ -7,15 +7,17 @@ document, such as ``selector.num_kept`` or ``graphs.llm.inputs[0].dtype``.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from divprune.runtime.directory.bounded_json import require_usable
 from divprune.runtime.errors import EngineDirectoryError
 
-__all__ = ["RE_EXPORT", "FieldError", "dump", "parse", "read_dataclass"]
+__all__ = ["RE_EXPORT", "FieldError", "checksum", "dump", "parse", "read_dataclass"]
 
 RE_EXPORT = "export it again: divprune-export --model MODEL --output ENGINE_DIR --force"
 
@@ -62,15 +64,22 @@ def dump(record: Any) -> str:
     return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
+def checksum(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of what parsed JSON says, however it is laid out, less its field ``checksum``."""
+    rest = {name: value for name, value in fields.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def parse(text: str) -> dict[str, Any]:
     """The object that ``text`` holds.
 
     Raises:
-        EngineDirectoryError: if it is not JSON (RFC 8259, so no NaN), repeats a key, or is
-            not an object.
+        EngineDirectoryError: if it is not JSON (RFC 8259, so no NaN), repeats a key, holds what
+            nothing can use, or is not an object.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        require_usable(value)
     except (ValueError, RecursionError) as error:
         raise FieldError("", "is not valid JSON", expected="JSON", found=error) from error
     if not isinstance(value, dict):

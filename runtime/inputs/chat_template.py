@@ -1,7 +1,8 @@
 """Chat templates: messages in, prompt text out, as transformers renders them.
 
 Templates come with checkpoints from the hub and are foreign code: they run in jinja2's sandbox
-with exactly the filters, globals and block tags that transformers gives them.
+with the filters, globals and block tags that transformers gives them, within bounds of time and
+size (`template_limits`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from divprune.runtime.errors import PromptError
+from divprune.runtime.inputs.template_limits import MAX_LENGTH, BoundedEnvironment
 
 __all__ = ["ChatTemplate"]
 
@@ -39,8 +40,11 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
+        self._environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            if len(source) > MAX_LENGTH:
+                raise PromptError("the chat template is too long", found=len(source), fix=_FIX)
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(
                 "the chat template is not valid jinja",
@@ -63,6 +67,7 @@ class ChatTemplate:
         Raises:
             PromptError: The template refuses the conversation or fails.
         """
+        self._environment.start()
         try:
             return self._template.render(
                 messages=messages,
@@ -74,6 +79,10 @@ class ChatTemplate:
         except _RefusalError as error:
             raise PromptError(
                 "the chat template refuses this conversation", found=error.message
+            ) from error
+        except MemoryError as error:
+            raise PromptError(
+                "the chat template fills the memory", found="MemoryError", fix=_FIX
             ) from error
         except Exception as error:  # foreign code: whatever it raises is the template's failure
             raise PromptError(
@@ -153,8 +162,8 @@ def _tojson(
     )
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _tojson

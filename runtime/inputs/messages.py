@@ -142,7 +142,7 @@ def _part(part: object, place: str, media: list[Medium]) -> dict[str, Any]:
     source = found[0]
     if isinstance(source, Mapping):
         source = source.get("url")
-    if source is None or source == "":
+    if source is None or (isinstance(source, (str, bytes)) and not source):
         raise _wrong(f"{place}.{keys[0]}", "a path, URL, bytes or picture", found[0])
     medium: Literal["image", "video"] = "image" if str(kind).startswith("image") else "video"
     media.append(Medium(medium, source, place))

@@ -14,10 +14,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from divprune.runtime.errors import EngineDirectoryError, UnsupportedError
+from divprune.runtime.directory.bounded_json import read_bounded, read_json_object
+from divprune.runtime.errors import EngineDirectoryError, PromptError, UnsupportedError
+from divprune.runtime.inputs.tokenizer_guard import check_character_maps, guarded
 
 __all__ = ["TextStream", "TextTokenizer"]
 
+_FIX = "export the model again"
+_MAX_BYTES = 256 << 20
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Decoders whose output grows at its end only: what a token says never changes what stands before.
 _STREAMABLE = {"ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"}
@@ -60,9 +64,12 @@ class TextTokenizer:
             UnsupportedError: The tokenizer decodes in a way that cannot be streamed.
         """
         file = path / "tokenizer.json"
+        data = read_bounded(file, _MAX_BYTES, fix=_FIX)
         try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
+            text = data.decode("utf-8")
+            check_character_maps(text)
+            tokenizer = guarded(lambda: Tokenizer.from_str(text))
+        except (ValueError, TimeoutError) as error:
             raise _damaged(file, "a tokenizer of the tokenizers library", error) from error
         return cls(tokenizer, _read_config(path / "tokenizer_config.json"))
 
@@ -71,10 +78,24 @@ class TextTokenizer:
 
         The tokenizer adds its own special tokens (a BOS, as a rule) unless the text starts with
         the BOS already: what ``processor.apply_chat_template(tokenize=True)`` does.
+
+        Raises:
+            PromptError: if the tokenizer fails, or does not come to an end.
         """
         bos = self.special_tokens.get("bos_token")
         has_bos = bos is not None and text.startswith(bos)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not has_bos).ids
+        try:
+            ids: list[int] = guarded(
+                lambda: self._tokenizer.encode(text, add_special_tokens=not has_bos).ids
+            )
+        except (ValueError, TimeoutError) as error:
+            raise PromptError(
+                "the tokenizer fails over this prompt",
+                expected="token ids",
+                found=error,
+                fix="another prompt; if it is every one, repair tokenizer.json in the checkpoint"
+                " and export again",
+            ) from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -261,13 +282,7 @@ def _special_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(file, "a JSON object", error) from error
-    if not isinstance(config, dict):
-        raise _damaged(file, "a JSON object", type(config).__name__)
-    return config
+    return read_json_object(file, fix=_FIX)
 
 
 def _damaged(file: Path, expected: str, found: object) -> EngineDirectoryError:
@@ -275,5 +290,5 @@ def _damaged(file: Path, expected: str, found: object) -> EngineDirectoryError:
         f"{file} is missing or damaged",
         expected=expected,
         found=found,
-        fix="export the model again",
+        fix=_FIX,
     )

@@ -278,7 +278,7 @@ def test_an_overlay_may_not_replace_a_picture(picture, tmp_path, capsys):
 
 def test_threads_below_one_are_refused(capsys):
     assert main(["no/such/engine", "no.png", "--threads", "0"]) == 2
-    assert "--threads must be at least 1" in capsys.readouterr().err
+    assert "--threads is no number" in capsys.readouterr().err
 
 
 def test_standard_input_twice_is_refused(capsys):

@@ -70,7 +70,11 @@ def load(
         EngineDirectoryError: if a graph is not the one that the manifest describes.
     """
     library = require_onnxruntime(directory, device)
-    session = partial(open_session, library, directory, device=device, threads=threads)
+
+    def session(name: str, **options: Any) -> Any:
+        directory.require_unchanged()  # what is opened later was checked when the directory was
+        return open_session(library, directory, name, device=device, threads=threads, **options)
+
     residents = Residents(
         partial(session, "vision", runs_once=True),
         partial(session, "full", runs_once=True),

@@ -7,12 +7,12 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.engine_directory import export_command
 from divprune.runtime.errors import BackendError, EngineDirectoryError
 from divprune.runtime.memory import page_out
+from divprune.runtime.onnxruntime_library import import_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def require_onnxruntime(directory: EngineDirectory, device: str) -> ModuleType:
     manifest = directory.manifest
     install = f'pip install "divprune-edge[{_EXTRAS[device]}]"'
     try:
-        onnxruntime = import_module("onnxruntime")
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise BackendError(
             "ONNX Runtime cannot be imported",

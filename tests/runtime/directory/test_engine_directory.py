@@ -21,6 +21,7 @@ from divprune.runtime.directory.manifest import (
     SelectorInfo,
     TensorSpec,
 )
+from divprune.runtime.directory.manifest_json import checksum
 from divprune.runtime.errors import EngineDirectoryError, OptionError
 from tests.runtime.example_manifest import EXAMPLE_TOWER
 
@@ -100,7 +101,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def edit_manifest(root: Path, edit: Callable[[dict], object]) -> None:
     content = json.loads((root / "manifest.json").read_text())
     edit(content)
-    (root / "manifest.json").write_text(json.dumps(content))
+    (root / "manifest.json").write_text(json.dumps({**content, "checksum": checksum(content)}))
 
 
 def refusal(root: Path, verify: str = "cached") -> str:
@@ -313,3 +314,73 @@ def test_unknown_verification_is_refused(engine: Path):
 def test_opened_directory_cannot_be_changed(engine: Path):
     with pytest.raises(dataclasses.FrozenInstanceError):
         EngineDirectory.open(engine).path = Path("/")
+
+
+# --- nothing is read that nobody checked, and a mismatch is not remembered
+
+
+@pytest.mark.parametrize(
+    "name", ["llm/model.onnx.data", "vision/extra.bin", "llm/.hidden", "vision/model.onnx_data"]
+)
+def test_a_file_beside_the_graphs_that_is_not_listed_is_refused(engine: Path, name: str):
+    (engine / name).parent.mkdir(exist_ok=True)
+    (engine / name).write_bytes(b"weights of somebody else")
+    edit_manifest(engine, lambda content: content["files"].pop(name, None))
+    if (engine / name).parent.name in {
+        Path(graph["path"]).parent.name
+        for graph in json.loads((engine / "manifest.json").read_text())["graphs"].values()
+    }:
+        assert "nobody has checked it" in refusal(engine)
+
+
+@pytest.mark.parametrize("first", ["cached", "full"])
+def test_a_file_that_is_put_back_with_its_time_is_accepted(engine: Path, first: str):
+    files = json.loads((engine / "manifest.json").read_text())["files"]
+    name = next(name for name, record in files.items() if record["size"])
+    file, past = engine / name, 1_577_836_800_000_000_000
+    good = file.read_bytes()
+    os.utime(file, ns=(past, past))
+    EngineDirectory.open(engine)
+    file.write_bytes(bytes(byte ^ 1 for byte in good))
+    os.utime(file, ns=(past, past))
+    if first == "full":
+        refusal(engine, "full")
+    file.write_bytes(good)
+    os.utime(file, ns=(past, past))
+    EngineDirectory.open(engine)
+
+
+def test_a_changed_manifest_is_refused(engine: Path):
+    file = engine / "manifest.json"
+    content = json.loads(file.read_text())
+    for changed in (
+        {**content, "max_seq_len": content["max_seq_len"] + 1},
+        {**content, "verified": not content["verified"]},
+        {**content, "requires": {"onnxzuntime": "1"}},
+        {**content, "checksum": "0" * 64},
+        {**content, "checksum": None},
+        {key: value for key, value in content.items() if key != "checksum"},
+    ):
+        file.write_text(json.dumps(changed))
+        assert "checksum is not that of the fields" in refusal(engine)
+    file.write_text(json.dumps(content, indent=7))
+    EngineDirectory.open(engine)
+
+
+def test_a_directory_that_was_replaced_is_noticed(engine: Path):
+    opened = EngineDirectory.open(engine)
+    opened.require_unchanged()
+    name = next(iter(opened.manifest.files))
+    content = (engine / name).read_bytes()
+    (engine / name).unlink()
+    with pytest.raises(EngineDirectoryError, match="was replaced"):
+        opened.require_unchanged()
+    (engine / name).write_bytes(content)
+    with pytest.raises(EngineDirectoryError, match="was replaced"):
+        opened.require_unchanged()
+
+
+def test_a_manifest_of_100_gigabytes_is_not_read(engine: Path):
+    with (engine / "manifest.json").open("ab") as file:
+        file.truncate(100 * 10**9)
+    assert "too large" in refusal(engine)

@@ -20,7 +20,8 @@ from divprune.runtime.directory.manifest import (
     TensorSpec,
     TowerInfo,
 )
-from divprune.runtime.errors import EngineDirectoryError
+from divprune.runtime.directory.manifest_json import checksum
+from divprune.runtime.errors import EngineDirectoryError, printable
 
 RECORD = FileRecord(sha256="0123456789abcdef" * 4, size=3)
 
@@ -229,6 +230,7 @@ def test_text_is_sorted_indented_ascii_and_ends_with_a_newline():
 def test_an_integer_is_accepted_where_a_number_is_expected():
     content = json.loads(make_manifest().to_json())
     content["selector"]["keep"] = 1
+    content["checksum"] = checksum(content)
     keep = Manifest.from_json(json.dumps(content)).selector.keep
     assert keep == 1.0
     assert isinstance(keep, float)
@@ -325,8 +327,7 @@ def test_hash_that_is_no_sha256_is_refused(digest: str):
 def test_file_path_that_is_not_plain_and_below_the_directory_is_refused(path: str):
     content = json.loads(make_manifest().to_json())
     files = {**content["files"], path: {"sha256": "0" * 64, "size": 3}}
-    shown = path.replace("\x00", "\\x00")  # as every error shows what does not print
-    assert f"manifest.json: files.{shown}" in refusal_of({"files": files})
+    assert f"manifest.json: files.{printable(path)}" in refusal_of({"files": files})
 
 
 @pytest.mark.parametrize("field", ["selector/num_kept", "files", "model/revision"])

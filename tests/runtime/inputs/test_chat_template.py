@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 
 import pytest
@@ -238,3 +239,63 @@ def test_template_cannot_leave_the_sandbox(source):
 def test_extremely_nested_template_is_a_prompt_error():
     with pytest.raises(PromptError):
         ChatTemplate("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", {})
+
+
+# --- bounds
+
+
+HOSTILE = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+    "{% endfor %}",
+    "loops over lists": "{% set l = range(9999)|list %}{% for a in l %}{% for b in l %}"
+    "{% for c in l %}{% endfor %}{% endfor %}{% endfor %}",
+    "lipsum": "{{ lipsum(n=10000000) }}",
+    "slice": "{{ range(9)|slice(9999999999)|list|length }}",
+    "repeated text": "{{ 'a' * 10000000000 }}",
+    "repeated list": "{{ [1] * 10000000000 }}",
+    "doubled by plus": "{% set n = namespace(t='a') %}{% for i in range(60) %}"
+    "{% set n.t = n.t + n.t %}{% endfor %}",
+    "doubled by tilde": "{% set n = namespace(t='a') %}{% for i in range(60) %}"
+    "{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "replaced": "{% set n = namespace(t='a') %}{% for i in range(60) %}"
+    "{% set n.t = n.t.replace('a', 'aa') %}{% endfor %}",
+    "replaced by a filter": "{% set n = namespace(t='a') %}{% for i in range(60) %}"
+    "{% set n.t = n.t|replace('a', 'aa') %}{% endfor %}",
+    "joined": "{% set t = 'a' * 1000000 %}{{ [t, t, t, t, t, t]|join(t) }}",
+    "joined by a method": "{% set t = 'a' * 1000000 %}{{ t.join(['a', 'b', 'c', 'd', 'e', 'f']) }}",
+    "padded": "{{ 'a'.ljust(10000000000) }}",
+    "centred": "{{ 'a'|center(10000000000) }}",
+    "percent": "{{ '%9999999999d' % 1 }}",
+    "format": "{{ '{:9999999999}'.format('a') }}",
+    "power": "{{ 9 ** 9 ** 9 }}",
+    "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
+    "text of a loop": "{% for i in range(99999) %}{{ 'a' * 100000 }}{% endfor %}",
+    "kept text of a loop": "{% set t %}{% for i in range(99999) %}{{ 'a' * 100000 }}{% endfor %}"
+    "{% endset %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_without_an_end_is_stopped(name, monkeypatch):
+    monkeypatch.setattr("divprune.runtime.inputs.template_limits.MAX_SECONDS", 1.0)
+    started = time.monotonic()
+    with pytest.raises(PromptError, match=r"the chat template (fails|fills)"):
+        ChatTemplate(HOSTILE[name], {}).render([{"role": "user", "content": []}])
+    assert time.monotonic() - started < 10
+
+
+def test_each_rendering_has_its_own_bounds(monkeypatch):
+    monkeypatch.setattr("divprune.runtime.inputs.template_limits.MAX_STEPS", 1500)
+    template = ChatTemplate("{% for a in range(1000) %}{% endfor %}done", {})
+    assert [template.render([]) for _ in range(5)] == ["done"] * 5
+
+
+def test_bounds_are_far_from_a_long_conversation():
+    source = (
+        "{% for m in messages %}{{ m['role'] ~ ': ' + m['content'][0]['text'] | trim }}"
+        "{{ '%s' % loop.index }}{{ ', '.join(['a', 'b']) | replace('a', 'x') }}{% endfor %}"
+    )
+    content = [{"type": "text", "text": "word " * 200}]
+    messages = [{"role": "user", "content": content}] * 1000
+    assert len(ChatTemplate(source, {}).render(messages)) > 900_000

@@ -98,6 +98,9 @@ def test_engines_of_another_export_are_refused(built, here, tmp_path):
 
     record = {"sha256": hash_file(weights), "size": weights.stat().st_size}
     manifest["files"]["vision/model.onnx.data"] = record
+    from divprune.runtime.directory.manifest_json import checksum
+
+    manifest["checksum"] = checksum(manifest)
     (other / "manifest.json").write_text(json.dumps(manifest))
     what = refusal(other, here).what
     assert "built from another vision/model.onnx.data: exported again since" in what

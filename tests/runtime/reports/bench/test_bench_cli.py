@@ -107,7 +107,7 @@ def test_the_report_is_written_in_every_form(engine_dir, tmp_path, capsys, name)
         (("--keep", "0.1;0.2"), "--keep is not a list of fractions"),
         (("--keep", ""), "--keep is not a list of fractions"),
         (("--backend", "torch"), "unknown backend"),
-        (("--threads", "0"), "--threads must be at least 1"),
+        (("--threads", "0"), "--threads is no number"),
         (("--output", "a.txt"), "the ending names no format"),
         (("--output", "no/such/folder/a.json"), "cannot be written"),
     ],
