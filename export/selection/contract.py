@@ -279,7 +279,7 @@ class VariableGraph:
 
 
 def _session(model: ir.Model) -> Any:
-    from divprune.runtime.onnxruntime_library import import_onnxruntime
+    from divprune.runtime.directory.onnxruntime_library import import_onnxruntime
 
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()

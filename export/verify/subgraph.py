@@ -99,7 +99,7 @@ def more_outputs(path: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def make_session(path: Path) -> onnxruntime.InferenceSession:
     """A CPU session that keeps no second, repacked copy of the weights."""
-    from divprune.runtime.onnxruntime_library import import_onnxruntime
+    from divprune.runtime.directory.onnxruntime_library import import_onnxruntime
 
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()

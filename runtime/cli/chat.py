@@ -169,6 +169,7 @@ class Chat:
             keep=options.keep,
             max_new_tokens=options.max_new_tokens,
             sampling=self._sampling,
+            stop=self._arguments.stop,
             num_frames=options.num_frames,
         )
         said, stopped = [], False

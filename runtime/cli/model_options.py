@@ -52,9 +52,21 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         "--num-frames", type=int, metavar="N", help="frames taken of a video (default: the model's)"
     )
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer in front of"
+        " this text; may be given again")  # fmt: skip
+    _add_sampling(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how tokens are chosen").add_argument
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top-k", type=int, default=0, metavar="N", help="draw from the N most probable tokens")
     add("--top-p", type=float, default=1.0, help="nucleus of the draw (default: all tokens)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="draw from tokens with at least this"
+        " share of the largest probability")  # fmt: skip
     add("--seed", type=int, help="make draws repeatable")
+    add("--repetition-penalty", type=float, metavar="X", help="above 1, what has occurred becomes"
+        " less probable (default: the model's own)")  # fmt: skip
 
 
 def check_answer_options(arguments: argparse.Namespace) -> SamplingOptions:
@@ -68,6 +80,7 @@ def check_answer_options(arguments: argparse.Namespace) -> SamplingOptions:
     from divprune.runtime.directory.limits import validate_max_new_tokens
     from divprune.runtime.errors import OptionError
     from divprune.runtime.generation.sampling import SamplingOptions
+    from divprune.runtime.generation.stop_text import validate_stop
 
     if arguments.keep is not None:
         arguments.keep = parse_keep(arguments.keep)
@@ -77,13 +90,28 @@ def check_answer_options(arguments: argparse.Namespace) -> SamplingOptions:
             "--num-frames must be at least 1", expected="1 or more", found=arguments.num_frames
         )
     check_choice(arguments.backend, arguments.device, arguments.threads)
-    sampling = SamplingOptions(arguments.temperature, arguments.top_p, arguments.seed)
-    if arguments.temperature == 0 and (arguments.top_p != 1.0 or arguments.seed is not None):
+    arguments.stop = validate_stop(arguments.stop)
+    sampling = SamplingOptions(
+        arguments.temperature,
+        arguments.top_p,
+        arguments.seed,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+    )
+    without_effect = {
+        "--top-p": arguments.top_p != 1.0,
+        "--top-k": arguments.top_k != 0,
+        "--min-p": arguments.min_p != 0.0,
+        "--seed": arguments.seed is not None,
+    }
+    given = " and ".join(name for name, is_given in without_effect.items() if is_given)
+    if arguments.temperature == 0 and given:
         raise OptionError(
-            "--top-p and --seed have no effect on a greedy answer",
-            expected="a --temperature above 0 with them",
+            f"{given} would have no effect on a greedy answer",
+            expected="a --temperature above 0 beside it",
             found="--temperature 0 (greedy, the default)",
-            fix="add --temperature 0.7, or leave --top-p and --seed out",
+            fix=f"add --temperature 0.7, or leave {given} out",
         )
     return sampling
 

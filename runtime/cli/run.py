@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from divprune.runtime.cli.each_picture import answer_each
 from divprune.runtime.cli.main_guard import ToolParser, add_common_options, run_tool
 from divprune.runtime.cli.model_options import (
     add_answer_options,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _PROMPT = "Describe the image."
+_MAX_PROMPT_BYTES = 1 << 20
 _DESCRIPTION = """\
 Answer a question about pictures or a video with an exported engine directory.
 The text goes to stdout as it is made, everything else to stderr."""
@@ -42,9 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = ToolParser(prog="divprune-run", description=_DESCRIPTION)
     add = parser.add_argument
     add_model_options(parser)
-    add("images", nargs="*", metavar="IMAGE", help="path, http(s) URL, or - for standard input")
+    add("images", nargs="*", metavar="IMAGE", help="path, URL (http, https, file, data), or - for"
+        " standard input")  # fmt: skip
     add("--video", metavar="PATH", help="a video file, an animation or a folder of frames")
-    add("--prompt", default=_PROMPT, help="the question (default: %(default)s)")
+    add("--prompt", default=_PROMPT, help="the question, or - to read it from standard input"
+        " (default: %(default)s)")  # fmt: skip
+    add("--each", action="store_true", help="an answer for each IMAGE, not one about all")
     add("--system", metavar="TEXT", help="what the conversation begins with")
     add(
         "--messages",
@@ -56,23 +60,32 @@ def _parser() -> argparse.ArgumentParser:
     add_answer_options(parser)
     add("--overlay", metavar="FILE", help="draw kept patches bright (out.png, out-2.png, ...)")
     add("--overlay-numbers", action="store_true", help="number them in the order of selection")
-    add("--json", action="store_true", help="print one JSON object instead of text")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    form.add_argument("--jsonl", action="store_true", help="--each, with a line of JSON for every"
+        " answer, or what is wrong with the picture")  # fmt: skip
     add_common_options(parser)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
     sampling = check_answer_options(arguments)
+    arguments.each = arguments.each or arguments.jsonl
     _check_options(arguments)
-    messages = _messages(arguments)
+    if arguments.prompt == "-":
+        arguments.prompt = _read_prompt()
+    messages = [] if arguments.each else _messages(arguments)
     directory = open_directory(arguments)
     _check_drawable(arguments, directory)
     pipeline = load_pipeline(arguments, directory)
+    if arguments.each:
+        return answer_each(arguments, pipeline, sampling)
     generation = pipeline.chat(
         messages,
         keep=arguments.keep,
         max_new_tokens=arguments.max_new_tokens,
         sampling=sampling,
+        stop=arguments.stop,
         num_frames=arguments.num_frames,
     )
     if arguments.json:
@@ -109,8 +122,21 @@ def _check_options(arguments: argparse.Namespace) -> None:
             found=", ".join(name for name, is_given in given.items() if is_given),
             fix="put them into the file",
         )
+    unfit = {
+        "no IMAGE": not arguments.images,
+        "--video": given["--video"],
+        "--messages": arguments.messages is not None,
+        "--overlay": arguments.overlay is not None,
+        "--json": arguments.json,
+    }
+    if arguments.each and any(unfit.values()):
+        raise OptionError(
+            "--each (and --jsonl) answer about one picture after the other",
+            expected="one IMAGE or several, and no --video, --messages, --overlay or --json",
+            found=", ".join(name for name, is_given in unfit.items() if is_given),
+        )
     if arguments.images:
-        as_pictures(arguments.images)
+        as_pictures([*arguments.images, *(["-"] if arguments.prompt == "-" else [])])
     if arguments.messages is None and not (given["IMAGE"] or given["--video"] or given["--prompt"]):
         raise OptionError(
             "there is neither a picture nor a question",
@@ -125,6 +151,33 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     media = [*arguments.images, *([arguments.video] if arguments.video else [])]
     check_overlay_options(arguments.overlay, media, numbers=arguments.overlay_numbers)
+
+
+def _read_prompt() -> str:
+    """A question from standard input, less the line's end.
+
+    Raises:
+        PromptError: if it is closed, a terminal, too long, or not UTF-8.
+    """
+    from divprune.runtime.errors import PromptError
+
+    found: object
+    if sys.stdin is None or sys.stdin.isatty():
+        found = "a closed stream" if sys.stdin is None else "a terminal"
+    else:
+        data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+        try:
+            if len(data) <= _MAX_PROMPT_BYTES:
+                return data.decode("utf-8-sig").rstrip("\r\n")
+            found = f"more than {_MAX_PROMPT_BYTES} bytes"
+        except UnicodeDecodeError as error:
+            found = error
+    raise PromptError(
+        "there is no question on standard input",
+        expected="UTF-8 text piped in",
+        found=found,
+        fix="echo 'What is it?' | divprune-run ENGINE_DIR picture.jpg --prompt -",
+    )
 
 
 def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -144,16 +197,10 @@ def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _read_messages_file(path: Path) -> list[dict[str, Any]]:
+    from divprune.runtime.directory.bounded_json import read_json
     from divprune.runtime.errors import PromptError
 
-    try:
-        content: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(
-            f"{path} cannot be read as a conversation",
-            expected="JSON: a list of messages with role and content",
-            found=error,
-        ) from error
+    content: list[dict[str, Any]] = read_json(path, error=PromptError)
     return content
 
 
@@ -168,10 +215,11 @@ def _check_drawable(arguments: argparse.Namespace, directory: EngineDirectory) -
 
 
 def _stream(generation: Generation) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    from divprune.runtime.errors import printable
+
+    on_terminal = sys.stdout.isatty()  # which would obey the escape codes of an answer
     for piece in generation:
-        print(piece, end="", flush=True)
+        print(printable(piece) if on_terminal else piece, end="", flush=True)
     print(flush=True)
 
 
@@ -201,6 +249,7 @@ def _summary(result: GenerationResult) -> str:
     parts = [
         f"TTFT {result.timings.ttft:.0f} ms",
         "one token" if rate is None else f"{rate:.1f} tokens/s",
+        *([] if result.text else ["an empty answer"]),
         result.describe_keep(),
         *(each.note for each in result.images if each.note is not None),
     ]

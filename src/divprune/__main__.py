@@ -8,7 +8,8 @@ import sys
 COMMANDS = {
     "export": ("divprune.export.cli", "a checkpoint to an engine directory"),
     "build": ("divprune.runtime.cli.build", "TensorRT engines in it, on the device"),
-    "run": ("divprune.runtime.cli.run", "answers about pictures"),
+    "run": ("divprune.runtime.cli.run", "an answer about pictures"),
+    "chat": ("divprune.runtime.cli.chat", "a conversation about pictures"),
     "serve": ("divprune.runtime.cli.serve", "OpenAI's chat API and a page"),
     "bench": ("divprune.runtime.cli.bench", "times, memory and the speed-up over keep 1.0"),
     "compare": ("divprune.runtime.cli.compare", "several of its reports side by side"),

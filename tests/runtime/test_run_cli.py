@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -343,3 +344,84 @@ def test_a_changed_byte_in_the_engine_directory_is_refused(engine_dir, picture, 
     table[-1] ^= 1
     (copy / "embed_tokens.safetensors").write_bytes(table)
     assert "embed_tokens.safetensors" in refused(capsys, copy, picture)
+
+
+# --- one answer for each picture, questions from a pipe, how tokens are chosen
+
+
+def test_each_picture_has_a_line_of_json_or_what_is_wrong_with_it(engine_dir, picture, capsys):
+    sources = [picture, "no/such.png", picture]
+    assert run(engine_dir, *sources, "--jsonl", "--max-new-tokens", 3, "--keep", 0.05) == 2
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["image"] for line in lines] == list(map(str, sources))
+    assert lines[0]["token_ids"] == lines[2]["token_ids"]
+    assert "does not exist" in lines[1]["error"]
+    assert err == "2 of 3 pictures answered, 1 failed\n"
+
+
+def test_each_picture_is_answered_as_if_it_were_alone(engine_dir, picture, capsys):
+    assert run(engine_dir, picture, "--max-new-tokens", 4) == 0
+    alone = capsys.readouterr().out
+    assert run(engine_dir, picture, picture, "--each", "--max-new-tokens", 4) == 0
+    assert capsys.readouterr().out == 2 * f"{picture}: {alone}"
+
+
+@pytest.mark.parametrize(
+    "options", [("--each", "--json"), ("--each", "--overlay", "a.png"), ("--each", "--video", "a")]
+)
+def test_what_does_not_go_with_each_is_refused(capsys, options):
+    assert "--each" in refused(capsys, "no/such/engine", "no.png", *options)
+    assert "--each" in refused(capsys, "no/such/engine", "--jsonl")
+
+
+@pytest.mark.parametrize("data", [b"What is it?", b"What is it?\n", b"\xef\xbb\xbfWhat is it?\r\n"])
+def test_a_question_is_read_from_standard_input(engine_dir, picture, monkeypatch, capsys, data):
+    assert run(engine_dir, picture, "--prompt", "What is it?", "--max-new-tokens", 3) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert run(engine_dir, picture, "--prompt", "-", "--max-new-tokens", 3) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"a" * (2 << 20), b"", None])
+def test_a_question_that_is_none_is_refused(picture, monkeypatch, capsys, data):
+    stdin = None if data is None else io.TextIOWrapper(io.BytesIO(data))
+    monkeypatch.setattr("sys.stdin", stdin)
+    err = refused(capsys, "no/such/engine", picture, "--prompt", "-")
+    assert "question" in err
+
+
+def test_standard_input_is_a_picture_or_a_question(capsys):
+    err = refused(capsys, "no/such/engine", "-", "--prompt", "-")
+    assert "- twice" in err
+
+
+@pytest.mark.parametrize("option", [("--top-k", 5), ("--min-p", 0.1), ("--top-p", 0.5)])
+def test_an_option_without_effect_is_refused_by_its_name(capsys, option):
+    err = refused(capsys, "no/such/engine", "no.png", *option)
+    assert f"{option[0]} would have no effect" in err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--top-k", -1),
+        ("--min-p", 2),
+        ("--repetition-penalty", 0),
+        ("--stop", ""),
+        ("--threads", 9**9),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_any_file_is_opened(capsys, option):
+    refused(capsys, "no/such/engine", "no.png", "--temperature", 1, *option)
+
+
+def test_sampling_options_reach_the_sampler(engine_dir, picture, capsys):
+    greedy = ("--temperature", 1, "--top-k", 1, "--seed", 3, "--max-new-tokens", 5)
+    assert run(engine_dir, picture, *greedy) == 0
+    drawn = capsys.readouterr().out
+    assert run(engine_dir, picture, "--max-new-tokens", 5) == 0
+    assert capsys.readouterr().out == drawn
+    assert run(engine_dir, picture, "--max-new-tokens", 5, "--stop", drawn[1:3]) == 0
+    assert capsys.readouterr().out == drawn[:1] + "\n"

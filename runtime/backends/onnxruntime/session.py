@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.engine_directory import export_command
+from divprune.runtime.directory.onnxruntime_library import import_onnxruntime
 from divprune.runtime.errors import BackendError, EngineDirectoryError
 from divprune.runtime.memory import page_out
-from divprune.runtime.onnxruntime_library import import_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

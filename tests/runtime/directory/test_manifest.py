@@ -107,7 +107,7 @@ paths = st.lists(
 plain = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(1 << 70), 1 << 70)
+    | st.integers(-(1 << 63), 1 << 63)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),

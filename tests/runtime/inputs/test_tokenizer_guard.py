@@ -88,7 +88,9 @@ def test_a_tokenizer_that_makes_no_sense_never_ends_the_process(name: str, tmp_p
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"model": 1}', "\xff", '{"a":' * 9999])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "null", '{"model": 1}', "\xff", '{"a":' * 9999]
+)
 def test_a_file_that_is_no_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
