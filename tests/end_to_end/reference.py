@@ -76,6 +76,16 @@ class Reference(ABC):
             text = text.replace("\0" * count, self._placeholder(each) * count, 1)
         return text
 
+    @property
+    def decoder(self) -> Any:
+        """The language model without its output layer."""
+        return self.model.model.language_model
+
+    def template_for(self, media: Media) -> str:
+        """The chat template of a conversation about ``media``."""
+        del media
+        return self.template
+
     def positions(self, ids: torch.Tensor, media: Media) -> torch.Tensor:
         """Positions of the unpruned prompt: [L], or [3, L]."""
         del media
@@ -90,9 +100,21 @@ class Reference(ABC):
         self, media: Media, prompt: str, keep: float, new_tokens: int, positions: str = "contiguous"
     ) -> Answer:
         """Greedy ids when each picture's and video's kept rows alone are fed."""
+        messages = messages_about(media, prompt, keys=False)
+        return self.answer_messages(messages, media, keep, new_tokens, positions)
+
+    def answer_messages(
+        self,
+        messages: list[dict[str, Any]],
+        media: Media,
+        keep: float,
+        new_tokens: int,
+        positions: str = "contiguous",
+    ) -> Answer:
+        """The same for a conversation, whose pictures and videos are ``media``."""
         with torch.no_grad():
             features = self.features(media)
-        ids = self.prompt_ids(media, prompt, [len(each) for each in features])
+        ids = self.prompt_ids(messages, media, [len(each) for each in features])
         embeds = self.model.get_input_embeddings()(ids).detach()
         is_visual = torch.isin(ids, torch.tensor(self._visual_ids()))
         embeds[is_visual] = torch.cat(features)
@@ -110,11 +132,13 @@ class Reference(ABC):
         answer = self._decode(embeds[stays], places, following, new_tokens, more)
         return Answer(answer, [each.tolist() for each in kept], [len(each) for each in features])
 
-    def prompt_ids(self, media: Media, prompt: str, counts: Sequence[int]) -> torch.Tensor:
+    def prompt_ids(
+        self, messages: list[dict[str, Any]], media: Media, counts: Sequence[int]
+    ) -> torch.Tensor:
         """Ids [L] of the prompt with every visual token in it."""
         text = self.tokenizer.apply_chat_template(
-            messages_about(media, prompt, keys=False),
-            chat_template=self.template,
+            messages,
+            chat_template=self.template_for(media),
             tokenize=False,
             add_generation_prompt=True,
         )
@@ -138,7 +162,7 @@ class Reference(ABC):
         while len(ids) < count:
             filled = cache.get_seq_length() + embeds.shape[1]
             with torch.no_grad():
-                outputs = self.model.model.language_model(
+                outputs = self.decoder(
                     inputs_embeds=embeds,
                     position_ids=positions,
                     # Without a mask, transformers takes gaps for the borders of packed texts.
