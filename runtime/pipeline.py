@@ -142,6 +142,7 @@ class Pipeline:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         num_frames: int | None = None,
+        fps: float | None = None,
         reuse: bool = True,
         scope: Hashable = None,
     ) -> Generation:
@@ -163,6 +164,7 @@ class Pipeline:
             stop: Texts that end the answer where they come up; they are left out of it.
             ignore_eos: Go on to the limit whatever is chosen, as a measurement may want.
             num_frames: Frames to take of a video; None leaves it to the family.
+            fps: Frames a second of videos that do not say it: folders and animations.
             reuse: False computes everything anew, as a measurement wants.
             scope: Cached rows and pictures are shared only between calls of the same scope.
 
@@ -182,7 +184,7 @@ class Pipeline:
         stop = validate_stop(stop)
         if not reuse:
             self.forget()
-        opened = [self._encoder.open(medium) for medium in conversation.media]
+        opened = [self._encoder.open(medium, fps) for medium in conversation.media]
         num_pictures = sum(medium.kind == "image" for medium in conversation.media)
         clock = Stopwatch()
         media = [
@@ -267,6 +269,7 @@ class Pipeline:
         *,
         numbers: bool = False,
         num_frames: int | None = None,
+        fps: float | None = None,
     ) -> Image.Image:
         """Draw which patches of a picture or video were kept.
 
@@ -275,6 +278,7 @@ class Pipeline:
             pruning: What became of it: one of ``GenerationResult.images``.
             numbers: Number the patches in the order of selection, from 1.
             num_frames: Frames that were taken of a video.
+            fps: What was said of it.
 
         Returns:
             The picture in RGB, kept patches bright and the rest dimmed: a panel each for views
@@ -295,7 +299,7 @@ class Pipeline:
             raise nothing_to_number()
         order = pruning.selection_order if numbers else None
         kind: MediaKind = "video" if pruning.kind == "video" else "image"
-        content = self._encoder.open(Medium(kind, image, kind)).content
+        content = self._encoder.open(Medium(kind, image, kind), fps).content
         if isinstance(content, VideoFrames):
             prepared = self.family.prepare_video(content, num_frames, pruning.num_media)
             frames = [content.frames[place] for place in prepared.frames]

@@ -171,6 +171,7 @@ class Chat:
             sampling=self._sampling,
             stop=self._arguments.stop,
             num_frames=options.num_frames,
+            fps=options.fps,
         )
         said, stopped = [], False
         try:

@@ -51,6 +51,12 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--num-frames", type=int, metavar="N", help="frames taken of a video (default: the model's)"
     )
+    add(
+        "--fps",
+        type=float,
+        metavar="F",
+        help="frames a second of a folder or an animation, for models that write times",
+    )
     add("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer in front of"
         " this text; may be given again")  # fmt: skip
@@ -89,6 +95,8 @@ def check_answer_options(arguments: argparse.Namespace) -> SamplingOptions:
         raise OptionError(
             "--num-frames must be at least 1", expected="1 or more", found=arguments.num_frames
         )
+    if arguments.fps is not None and not 0 < arguments.fps < 1e6:
+        raise OptionError("--fps is no rate", expected="above 0", found=arguments.fps)
     check_choice(arguments.backend, arguments.device, arguments.threads)
     arguments.stop = validate_stop(arguments.stop)
     sampling = SamplingOptions(

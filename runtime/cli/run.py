@@ -87,6 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         stop=arguments.stop,
         num_frames=arguments.num_frames,
+        fps=arguments.fps,
     )
     if arguments.json:
         print(json.dumps(generation.result.to_dict()))
@@ -237,7 +238,11 @@ def _write_overlays(
     paths = overlay_paths(arguments.overlay, len(media))
     for path, medium, pruning in zip(paths, media, result.images, strict=True):
         overlay = pipeline.draw_overlay(
-            medium, pruning, numbers=arguments.overlay_numbers, num_frames=arguments.num_frames
+            medium,
+            pruning,
+            numbers=arguments.overlay_numbers,
+            num_frames=arguments.num_frames,
+            fps=arguments.fps,
         )
         write_overlay(path, overlay)
 

@@ -228,6 +228,7 @@ class InternVL:
             text="\n".join(lines),
             runs=(self.tile_tokens,) * len(crops),
             token_map=lambda: frame_map(width, height, len(crops), self.tile_side),
+            frames=tuple(indices),
         )
 
     def positions(

@@ -230,6 +230,7 @@ class SmolVLM:
             note=f"{len(indices)} frames instead of {len(wanted)}, more than the vision graph takes"
             if len(indices) < len(wanted)
             else None,
+            frames=tuple(indices),
         )
 
     def positions(

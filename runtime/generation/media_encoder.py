@@ -66,8 +66,12 @@ class MediaEncoder:
         self._manifest, self._family, self._backend = manifest, family, backend
         self.cache = cache
 
-    def open(self, medium: Medium) -> Opened:
+    def open(self, medium: Medium, fps: float | None = None) -> Opened:
         """Decode a picture, or open a video, whose frames are decoded as they are taken.
+
+        Args:
+            medium: The picture or video.
+            fps: Frames a second of a video that does not say it.
 
         Raises:
             ImageError: if it cannot be read.
@@ -77,7 +81,7 @@ class MediaEncoder:
         if medium.kind == "image":
             return Opened(load_image(medium.source))
         if isinstance(medium.source, VideoFrames):
-            return Opened(medium.source)
+            return Opened(_timed(medium.source, fps))
         if "video" not in self._family.placeholders:
             raise UnsupportedError(
                 "this model takes no videos",
@@ -88,7 +92,7 @@ class MediaEncoder:
             )
         from divprune.runtime.inputs.video import load_video  # type: ignore[import-not-found, unused-ignore]
 
-        return Opened(load_video(medium.source))
+        return Opened(_timed(load_video(medium.source), fps))
 
     def prepare(
         self,
@@ -175,6 +179,10 @@ def _sizes(manifest: Manifest, prepared: Prepared) -> dict[str, int]:
             pairs = zip(tensor.shape, array.shape, strict=True)
             sizes |= {dim: size for dim, size in pairs if isinstance(dim, str)}
     return sizes
+
+
+def _timed(video: VideoFrames, fps: float | None) -> VideoFrames:
+    return replace(video, fps=fps) if video.fps is None else video
 
 
 def _digest(content: Image.Image | VideoFrames, context: Sequence[Hashable]) -> bytes:

@@ -125,6 +125,21 @@ def test_videos(name: str, count: int, both: Callable[..., Both]) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
+def test_a_folder_of_frames_with_its_rate(
+    name: str, both: Callable[..., Both], tmp_path: Path
+) -> None:
+    frames = _frames(3)
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / f"{number}.png")
+    messages = messages_about([()], PROMPT, keys=True)
+    messages[0]["content"][0]["video"] = str(tmp_path)
+    result = both(name).pipeline.chat(messages, fps=FPS, max_new_tokens=NEW_TOKENS).result
+    expected = both(name).reference.answer([frames], PROMPT, 0.3, len(result.token_ids))
+    assert list(result.token_ids) == expected.token_ids
+    assert both(name).pipeline.draw_overlay(tmp_path, result.images[0], fps=FPS).width > 30
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_a_picture_and_a_video_in_a_prompt(name: str, both: Callable[..., Both]) -> None:
     for keep in KEEPS:
         both(name).check([picture(40, 30), _frames(3)], keep)
