@@ -62,4 +62,5 @@ def test_a_sequence_that_overflowed_does_not_spoil_the_next(built):
     backend = pipeline.backend
     backend.reset()
     assert np.isnan(backend.forward(broken, np.arange(200)[np.newaxis]).numpy()).any()
+    pipeline.forget()  # it does not know that its cache was written to
     assert answer(pipeline).token_ids == expected
