@@ -31,6 +31,7 @@ from typing import Any
 QUESTIONS = ("What colour is the largest figure?", "How many figures are there?",
              "Describe everything from left to right.")  # fmt: skip
 WARM = 100
+TOTALS = [f'divprune_requests_total{{status="{s}"}}' for s in ("200", "400", "413", "429", "499")]
 MAX_TOKENS = 32
 
 
@@ -230,9 +231,9 @@ def compare_metrics(server: Server, before: dict[str, float], tally: Tally) -> d
     end = time.monotonic() + 30
     while time.monotonic() < end:
         now = server.metrics()
-        gone = now.get('divprune_requests_total{status="499"}', 0)
         busy = now["divprune_requests_running"] + now["divprune_requests_waiting"]
-        if not busy and gone >= tally.statuses["hung up"] * 0.5:
+        sent = sum(now.get(name, 0) - before.get(name, 0) for name in TOTALS)
+        if not busy and sent == tally.statuses.total():
             break
         time.sleep(0.2)
     counted = {
