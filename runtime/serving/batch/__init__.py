@@ -1,0 +1,1 @@
+"""Many pictures: rows in, answers out, each exactly once, on one machine or a cluster."""

@@ -1,0 +1,323 @@
+"""The rows of an input: JSONL, Parquet, or a folder of pictures.
+
+Every row has a key. Where the input has none, its place in the input is the key, and the input must
+then be the same one when a run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from divprune.runtime.errors import BackendError, DatasetError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Columns", "Row", "Table", "import_pyarrow", "open_table"]
+
+_PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns.
+
+    Attributes:
+        key: What tells rows apart; may be missing.
+        image: Path (relative to the input's folder), bytes, or a list of them.
+        prompt: The question of a row; may be missing where there is one for all.
+    """
+
+    key: str = "id"
+    image: str = "image"
+    prompt: str = "prompt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question.
+
+    Attributes:
+        key: Tells rows apart.
+        images: Paths, or bytes of picture files.
+        prompt: The question.
+        problem: Why this row cannot be asked; None if it can.
+    """
+
+    key: str
+    images: tuple[str | bytes, ...]
+    prompt: str
+    problem: str | None = None
+
+
+class Table(ABC):
+    """An input that can be read several times.
+
+    Args:
+        path: The file or folder.
+        columns: Names of the columns.
+        prompt: The question of all rows without their own.
+    """
+
+    def __init__(self, path: Path, columns: Columns, prompt: str) -> None:
+        self.path = path
+        self.columns = columns
+        self.prompt = prompt
+
+    @property
+    @abstractmethod
+    def has_keys(self) -> bool:
+        """Rows have keys of their own; otherwise their places are the keys."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """The key of every row, in order; checks what can be checked without pictures."""
+
+    @abstractmethod
+    def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
+        """The rows whose keys are not among ``skip``."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that make up the table."""
+
+    def checked_keys(self) -> list[str]:
+        """All keys.
+
+        Raises:
+            DatasetError: if two rows have the same, or there is no row.
+        """
+        keys = list(self.keys())
+        if not keys:
+            raise DatasetError(f"{self.path} holds no row", expected="one or more", found="none")
+        if len(set(keys)) < len(keys):
+            twice, _ = Counter(keys).most_common(1)[0]
+            raise DatasetError(
+                "two rows have the same key",
+                expected=f"another value of {self.columns.key!r} in every row",
+                found=f"{twice!r} twice",
+                fix="--key-column COLUMN names the column that tells rows apart",
+            )
+        return keys
+
+    def _row(self, key: str, record: Mapping[str, Any]) -> Row:
+        value, prompt = record.get(self.columns.image), record.get(self.columns.prompt)
+        if prompt is None:
+            prompt = self.prompt
+        if not isinstance(prompt, str):
+            return Row(key, (), "", f"{self.columns.prompt} is no text")
+        values = value if isinstance(value, (list, tuple)) else [value]
+        images = [self._image(each) for each in values]
+        if not images or None in images:
+            return Row(key, (), prompt, f"{self.columns.image} holds no picture")
+        return Row(key, tuple(image for image in images if image is not None), prompt)
+
+    def _image(self, value: object) -> str | bytes | None:
+        if isinstance(value, Mapping):  # as Hugging Face's datasets store pictures
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str) or not value:
+            return None
+        if value.startswith(("http://", "https://")):
+            return value
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return str((folder / value).resolve())
+
+
+class JsonLines(Table):
+    """One JSON object a line."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The file."""
+        return [self.path]
+
+    @property
+    def has_keys(self) -> bool:
+        """Decided by the first row."""
+        return any(self.columns.key in record for _, record in _first(self._records()))
+
+    def keys(self) -> Iterator[str]:
+        """Every line is parsed."""
+        keyed = self.has_keys
+        for number, record in self._records():
+            self._require(record, self.columns.image, number)
+            if keyed:
+                self._require(record, self.columns.key, number)
+            yield str(record[self.columns.key]) if keyed else str(number)
+
+    def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
+        """Parsed as they are asked for."""
+        keyed = self.has_keys
+        for number, record in self._records():
+            key = str(record[self.columns.key]) if keyed else str(number)
+            if key not in skip:
+                yield self._row(key, record)
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            with self.path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, self._parse(line, number)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{self.path} cannot be read", found=error) from error
+
+    def _parse(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(
+                f"{self.path}, line {number}: this is not JSON", found=str(error)
+            ) from error
+        if not isinstance(record, dict):
+            raise DatasetError(
+                f"{self.path}, line {number}: this is no row",
+                expected='an object such as {"id": 1, "image": "a.jpg"}',
+                found=line[:60],
+            )
+        return record
+
+    def _require(self, record: Mapping[str, Any], column: str, number: int) -> None:
+        if column not in record:
+            raise _missing_column(f"{self.path}, line {number}", column, sorted(record))
+
+
+class Parquet(Table):
+    """A Parquet file, or a folder of them; needs pyarrow."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The file, or all below the folder in the order of their names."""
+        return sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+
+    @property
+    def has_keys(self) -> bool:
+        """Decided by the first file."""
+        return self.columns.key in self._names(self.files[0])
+
+    def keys(self) -> Iterator[str]:
+        """Only the column of keys is read, and the names of the others."""
+        pyarrow, keyed, number = import_pyarrow(), self.has_keys, 0
+        for file in self.files:
+            names = self._names(file)
+            for column in (self.columns.image, *((self.columns.key,) if keyed else ())):
+                if column not in names:
+                    raise _missing_column(str(file), column, names)
+            if keyed:
+                column = pyarrow.parquet.read_table(file, columns=[self.columns.key])
+                yield from map(str, column[0].to_pylist())
+            else:
+                count = pyarrow.parquet.read_metadata(file).num_rows
+                yield from map(str, range(number, number + count))
+                number += count
+
+    def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
+        """Read a few at a time: pictures may stand in them."""
+        pyarrow, keyed, number = import_pyarrow(), self.has_keys, 0
+        names = self.columns
+        for file in self.files:
+            wanted = [n for n in (names.key, names.image, names.prompt) if n in self._names(file)]
+            opened = pyarrow.parquet.ParquetFile(file)
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+                for record in batch.to_pylist():
+                    key = str(record[names.key]) if keyed else str(number)
+                    number += 1
+                    if key not in skip:
+                        yield self._row(key, record)
+
+    def _names(self, file: Path) -> list[str]:
+        pyarrow = import_pyarrow()
+        try:
+            return list(pyarrow.parquet.read_schema(file).names)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DatasetError(
+                f"{file} is not a Parquet file", found=str(error).splitlines()[0]
+            ) from error
+
+
+class Pictures(Table):
+    """All pictures below a folder; a picture's path in it is its key."""
+
+    has_keys = True
+
+    @property
+    def files(self) -> list[Path]:
+        """The pictures in the order of their paths."""
+        return sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES)
+
+    def keys(self) -> Iterator[str]:
+        """Paths with forward slashes."""
+        for file in self.files:
+            yield file.relative_to(self.path).as_posix()
+
+    def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
+        """One for each picture."""
+        for key in self.keys():
+            if key not in skip:
+                yield Row(key, (str(self.path.resolve() / key),), self.prompt)
+
+
+def open_table(path: Path, columns: Columns, prompt: str) -> Table:
+    """The table at a path.
+
+    Raises:
+        DatasetError: if nothing is there that can be read.
+        BackendError: if pyarrow is needed and missing.
+    """
+    if not path.exists():
+        raise DatasetError(f"{path} does not exist", expected=_EXPECTED)
+    if path.is_dir():
+        kind: type[Table] = Parquet if any(path.rglob("*.parquet")) else Pictures
+    elif path.suffix.lower() in (".jsonl", ".ndjson"):
+        kind = JsonLines
+    elif path.suffix.lower() == ".parquet":
+        kind = Parquet
+    else:
+        raise DatasetError(
+            f"{path} is no input", expected=_EXPECTED, found=path.suffix or "no ending"
+        )
+    if kind is Parquet:
+        import_pyarrow()
+    return kind(path, columns, prompt)
+
+
+_EXPECTED = "a .jsonl or .parquet file, a folder of .parquet files, or a folder of pictures"
+
+
+def import_pyarrow() -> ModuleType:
+    """Pyarrow with its module for Parquet.
+
+    Raises:
+        BackendError: naming the command that installs it.
+    """
+    try:
+        import_module("pyarrow.parquet")
+        return import_module("pyarrow")
+    except ImportError as error:
+        raise BackendError(
+            "Parquet needs pyarrow", found=error, fix="pip install 'divprune-edge[batch]'"
+        ) from error
+
+
+def _missing_column(where: str, column: str, found: list[str]) -> DatasetError:
+    return DatasetError(
+        f"{where} has no column {column!r}",
+        expected=column,
+        found=", ".join(map(repr, found)) or "no column",
+        fix="--image-column and --key-column name the columns",
+    )
+
+
+def _first(records: Iterator[Any]) -> list[Any]:
+    return [record for record, _ in zip(records, range(1), strict=False)]

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from divprune.runtime.errors import DatasetError
+from divprune.runtime.serving.batch.table import Columns, Table, open_table
+
+PROMPT = "What is this?"
+
+
+def table(path: Path, **columns: str) -> Table:
+    return open_table(path, Columns(**columns), PROMPT)
+
+
+def lines(path: Path, *records: Any) -> Path:
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return path
+
+
+def refused(path: Path, **columns: str) -> str:
+    with pytest.raises(DatasetError) as caught:
+        table(path, **columns).checked_keys()
+    return str(caught.value)
+
+
+def test_rows_of_jsonl_have_their_keys_prompts_and_paths_beside_the_file(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"id": 7, "image": "x.png", "prompt": "Why?"},
+        {"id": "b", "image": ["x.png", "/y.png"], "prompt": None, "more": 1},
+    )
+    read = table(path)
+    assert read.has_keys
+    assert read.checked_keys() == ["7", "b"]
+    first, second = read.rows()
+    assert (first.key, first.images, first.prompt) == ("7", (str(tmp_path / "x.png"),), "Why?")
+    assert second.images == (str(tmp_path / "x.png"), "/y.png")
+    assert second.prompt == PROMPT
+    assert [row.key for row in read.rows(skip={"7"})] == ["b"]
+
+
+def test_lines_are_counted_where_there_is_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"image": "x.png"}\n\n{"image": "y.png"}\n')
+    assert table(path).checked_keys() == ["1", "3"]
+    assert [row.key for row in table(path).rows()] == ["1", "3"]
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"n": 1, "file": "x.png", "q": "Why?"})
+    (row,) = table(path, key="n", image="file", prompt="q").rows()
+    assert (row.key, row.prompt) == ("1", "Why?")
+
+
+@pytest.mark.parametrize(
+    "record,problem",
+    [
+        ({"id": 1, "image": None}, "image holds no picture"),
+        ({"id": 1, "image": []}, "image holds no picture"),
+        ({"id": 1, "image": ["x.png", 3]}, "image holds no picture"),
+        ({"id": 1, "image": "x.png", "prompt": 3}, "prompt is no text"),
+    ],
+)
+def test_row_that_cannot_be_asked_says_why(tmp_path: Path, record: Any, problem: str) -> None:
+    (row,) = table(lines(tmp_path / "a.jsonl", record)).rows()
+    assert row.problem == problem
+
+
+def test_broken_input_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "image": "x"}\n{"id": 2,\n')
+    assert "line 2" in refused(path)
+    path.write_text('{"id": 1, "image": "x"}\n[]\n')
+    assert "line 2" in refused(path)
+    path.write_bytes(b"\xff\n")
+    assert "cannot be read" in refused(path)
+    path.write_text("")
+    assert "no row" in refused(path)
+
+
+def test_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"id": 1, "image": "x"}, {"id": 2, "picture": "y"})
+    message = refused(path)
+    assert "line 2 has no column 'image'" in message
+    assert "'picture'" in message
+
+
+def test_same_key_twice_is_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"id": 1, "image": "x"}, {"id": "1", "image": "y"})
+    assert "'1' twice" in refused(path)
+
+
+def test_pictures_below_a_folder_are_rows_by_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.PNG", "deep/a.jpg", "readme.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    read = table(tmp_path)
+    assert read.checked_keys() == ["b.PNG", "deep/a.jpg"]
+    assert next(read.rows()).images == (str(tmp_path / "b.PNG"),)
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "a.csv", "empty"])
+def test_what_is_no_input_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_text("id\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError):
+        table(tmp_path / name).checked_keys()
+
+
+def test_parquet_gives_paths_bytes_and_pictures_of_datasets(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = {"id": ["a", "b"], "image": [b"1", b"2"]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "one.parquet")
+    pictures = [{"bytes": b"3", "path": None}, {"bytes": None, "path": "x.png"}]
+    parquet.write_table(
+        pyarrow.table({"id": ["c", "d"], "image": pictures}), tmp_path / "two.parquet"
+    )
+    read = table(tmp_path)
+    assert read.checked_keys() == ["a", "b", "c", "d"]
+    assert [row.images[0] for row in read.rows(skip={"a"})] == [
+        b"2",
+        b"3",
+        str(tmp_path / "x.png"),
+    ]
+    assert "has no column 'file'" in refused(tmp_path, image="file")
+    assert table(tmp_path, key="none").checked_keys() == ["0", "1", "2", "3"]
+
+
+def test_unreadable_parquet_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not really")
+    assert "not a Parquet file" in refused(path)
