@@ -53,8 +53,11 @@ def splice_planes(
         planes: For each picture and video its kept rows [K, hidden] of every plane.
 
     Returns:
-        One array [1, S, hidden] a plane.
+        One array [1, S, hidden] a plane; on the device where the rows are there.
     """
+    if planes and planes[0] and not isinstance(planes[0][0], np.ndarray):
+        on_device: DeviceRows = planes[0][0]
+        return cast("tuple[NDArray[np.floating], ...]", on_device.splice_planes(is_visual, planes))
     spliced = []
     for rows in zip(*planes, strict=True):
         together = np.concatenate(rows)

@@ -249,6 +249,9 @@ class _Context:
         self._shapes[name] = tuple(shape)
         return fits
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._engine.shape(name, self._shapes)
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert name in self._engine.names["inputs"] + self._engine.names["outputs"], name
         self._addresses[name] = address
@@ -349,22 +352,29 @@ class _Engine:
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         if not self.profiles:
             return SCRATCH_PER_ROW
-        return SCRATCH_PER_ROW * self.profiles[index]["position_ids"][2][1]
+        longest = self.profiles[index].get("position_ids", [[1]] * 3)[2]
+        return int(SCRATCH_PER_ROW * longest[-1])
+
+    def shape(self, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Of an output, for inputs of these shapes."""
+        session = self._open()
+        zeros = {
+            node.name: np.zeros(shapes.get(node.name, node.shape), _TYPES[node.type])
+            for node in session.get_inputs()
+        }
+        (value,) = session.run([name], zeros)
+        return tuple(value.shape)
 
     def compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         """Run the graph; delta outputs are cut out of the caches that an in-place graph gives."""
-        import onnxruntime
-
-        if self._session is None:
-            path = self.path.with_name(_PORTABLE.get(self.path.name, self.path.name))
-            self._session = onnxruntime.InferenceSession(str(path))
+        session = self._open()
         inputs = {
             node.name: _view(addresses[node.name], shapes.get(node.name, node.shape), node.type)
-            for node in self._session.get_inputs()
+            for node in session.get_inputs()
         }
         for name, value in zip(
-            [node.name for node in self._session.get_outputs()],
-            self._session.run(None, {k: v.copy() for k, v in inputs.items()}),
+            [node.name for node in session.get_outputs()],
+            session.run(None, {k: v.copy() for k, v in inputs.items()}),
             strict=True,
         ):
             if name in addresses:
@@ -372,7 +382,15 @@ class _Engine:
             delta = name.replace("present_", "new_")
             if delta in addresses and delta != name:
                 start = int(inputs["write_indices"][0])
-                _write(addresses[delta], value[:, :, start : start + shapes["position_ids"][1]])
+                _write(addresses[delta], value[:, :, start : start + shapes["position_ids"][-1]])
+
+    def _open(self) -> Any:
+        import onnxruntime
+
+        if self._session is None:
+            path = self.path.with_name(_PORTABLE.get(self.path.name, self.path.name))
+            self._session = onnxruntime.InferenceSession(str(path))
+        return self._session
 
 
 class _Runtime:
@@ -434,6 +452,7 @@ _TYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
 }
 
 

@@ -9,7 +9,7 @@ With a selection inside the LLM its engine is in two halves (``tensorrt_pruning`
 
 | on the host | on the device |
 |---|---|
-| pixels in, order of selection out | features, KV cache, one scratch for all activations |
+| pixels in, order and cover out | features, KV cache, one scratch for all activations |
 | embedding table: rows of text tokens in | prompt embeddings |
 | best token and its score out | logits |
 """
@@ -17,7 +17,7 @@ With a selection inside the LLM its engine is in two halves (``tensorrt_pruning`
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from divprune.runtime.backends.cuda.cuda import open_cuda
 from divprune.runtime.backends.cuda.cuda_device import find_cuda_device
 from divprune.runtime.backends.cuda.kernels import LoadedKernels
 from divprune.runtime.backends.tensorrt.decoder import Decoder
+from divprune.runtime.backends.tensorrt.decoder_part import num_planes
 from divprune.runtime.backends.tensorrt.engine import Engine, Residency, Scratch, Session
 from divprune.runtime.backends.tensorrt.engine_record import (
     ENGINES,
@@ -36,10 +37,12 @@ from divprune.runtime.backends.tensorrt.engine_record import (
 )
 from divprune.runtime.backends.tensorrt.library import require_tensorrt
 from divprune.runtime.backends.tensorrt.logger_bridge import make_logger
+from divprune.runtime.backends.tensorrt.planes import PlaneWriter
 from divprune.runtime.backends.tensorrt.pruning import SplitDecoder
 from divprune.runtime.backends.tensorrt.rows import DevicePrompt, PromptWriter
+from divprune.runtime.backends.tensorrt.selection_alone import make_selection
 from divprune.runtime.backends.tensorrt.surroundings import surroundings
-from divprune.runtime.backends.tensorrt.vision import VisionRunner, make_selection
+from divprune.runtime.backends.tensorrt.vision import VisionRunner
 from divprune.runtime.errors import BackendError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -98,8 +101,8 @@ def load_selection(
         return None
     session = _open_session(directory, library)
     engine = _load_engine(directory, record, session, "selection", None)
-    spec = directory.manifest.graphs[record.engines["selection"].graph]
-    return make_selection(session, lambda: engine, spec)
+    graph = record.engines["selection"].graph
+    return make_selection(session, lambda: engine, directory.manifest, graph)
 
 
 class TensorRTBackend:
@@ -133,6 +136,10 @@ class TensorRTBackend:
         self._writer = PromptWriter(
             session.cuda, session.stream, manifest.max_prefill_len, hidden, dtype
         )
+        if count := num_planes(manifest):
+            self._writer.planes = PlaneWriter(
+                session.cuda, session.stream, count, manifest.max_prefill_len, hidden, dtype
+            )
         self._make_vision = partial(VisionRunner, session, kernels, manifest, writer=self._writer)
         self._vision = self._make_vision(record.engines["vision"].graph)
         self._full: VisionRunner | None = None
@@ -162,20 +169,20 @@ class TensorRTBackend:
         self,
         inputs_embeds: NDArray[np.floating] | DevicePrompt,
         position_ids: NDArray[np.int64],
-        planes: Sequence[NDArray[np.floating]] = (),
+        planes: Sequence[NDArray[np.floating] | DevicePrompt] = (),
     ) -> DeviceLogits:
         """Append S rows to the cache; the logits [V] of the last one, left on the device.
 
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
-            UnsupportedError: for rows that are added behind later layers.
         """
-        if planes:
-            raise UnsupportedError("this backend cannot add rows behind later decoder layers yet")
         engines = self._llm_engines()
-        if isinstance(inputs_embeds, np.ndarray) and inputs_embeds.shape[1] == 1:
-            return self._decoder.decode(engines, inputs_embeds[0, 0], int(position_ids[0, 0]))
-        return self._decoder.prefill(engines, self._on_device(inputs_embeds), position_ids)
+        if isinstance(inputs_embeds, np.ndarray) and inputs_embeds.shape[1] == 1 and not planes:
+            return self._decoder.decode(engines, inputs_embeds[0, 0], position_ids.ravel())
+        prompt = self._on_device(inputs_embeds)
+        return self._decoder.prefill(
+            engines, prompt, position_ids, self._planes_on_device(planes, prompt)
+        )
 
     def prefill_pruned(
         self,
@@ -206,9 +213,30 @@ class TensorRTBackend:
     def _on_device(self, inputs_embeds: NDArray[np.floating] | DevicePrompt) -> DevicePrompt:
         if isinstance(inputs_embeds, np.ndarray):
             return self._writer.upload(inputs_embeds)
-        if inputs_embeds.number != self._writer.number:
-            raise RuntimeError("another prompt has been embedded since")
+        self._require_latest(inputs_embeds)
         return inputs_embeds
+
+    def _planes_on_device(
+        self, planes: Sequence[NDArray[np.floating] | DevicePrompt], prompt: DevicePrompt
+    ) -> Sequence[DevicePrompt]:
+        """The planes of a prompt; all of them zero where none are given."""
+        if self._writer.planes is None:
+            if planes:
+                raise ValueError("the decoder of this directory adds nothing to its rows")
+            return ()
+        if not planes:
+            return self._writer.planes.clear(prompt.shape[1], prompt.number)
+        if isinstance(planes[0], np.ndarray):
+            arrays = cast("Sequence[NDArray[np.floating]]", planes)
+            return self._writer.planes.upload(arrays, prompt.number)
+        written = cast("Sequence[DevicePrompt]", planes)
+        for plane in written:
+            self._require_latest(plane)
+        return written
+
+    def _require_latest(self, prompt: DevicePrompt) -> None:
+        if prompt.number != self._writer.number:
+            raise RuntimeError("another prompt has been embedded since")
 
 
 def _find_engines(

@@ -18,7 +18,7 @@ import numpy as np
 
 from divprune.runtime.backends.cuda.buffers import ALIGNMENT, DeviceBuffer, HostBuffer, align
 from divprune.runtime.backends.cuda.kernels import BEST_BYTES
-from divprune.runtime.backends.tensorrt.decoder_part import DecoderPart
+from divprune.runtime.backends.tensorrt.decoder_part import DecoderPart, num_planes
 from divprune.runtime.backends.tensorrt.step import RecordedStep
 
 if TYPE_CHECKING:
@@ -81,11 +81,16 @@ class Decoder:
         self._step = DeviceBuffer(cuda, places[-1] + _INT64_BYTES)
         self._step_on_host = HostBuffer(cuda, self._step.num_bytes)
         self._row = self._step_on_host.array((hidden,), dtype)
-        self._position = self._step_on_host.array((1,), np.int64, self._position_place)
+        axes = manifest.model.position_axes
+        self._position = self._step_on_host.array((axes,), np.int64, self._position_place)
         self._slots = [self._step_on_host.array((1,), np.int64, place) for place in places]
-        longest = manifest.max_prefill_len * _INT64_BYTES
+        longest = axes * manifest.max_prefill_len * _INT64_BYTES
         self._positions = DeviceBuffer(cuda, longest)
         self._positions_on_host = HostBuffer(cuda, longest)
+        # A token of text has nothing in any plane, and nothing of it goes into a recording.
+        self._no_plane = DeviceBuffer(cuda, self._row_bytes)
+        cuda.zero(self._no_plane.address, self._row_bytes, session.stream)
+        self._num_planes = num_planes(manifest)
         self._best = DeviceBuffer(cuda, BEST_BYTES)
         self._best_on_host = HostBuffer(cuda, BEST_BYTES)
         self._recorded: dict[tuple[int, ...], RecordedStep] = {}
@@ -100,9 +105,19 @@ class Decoder:
         return rows
 
     def prefill(
-        self, engines: Sequence[Engine], prompt: DevicePrompt, position_ids: NDArray[np.int64]
+        self,
+        engines: Sequence[Engine],
+        prompt: DevicePrompt,
+        position_ids: NDArray[np.int64],
+        planes: Sequence[DevicePrompt] = (),
     ) -> DeviceLogits:
         """Append the rows of a prompt.
+
+        Args:
+            engines: Of the decoder's parts.
+            prompt: The rows.
+            position_ids: int64 [1, S] or [3, 1, S].
+            planes: What layers add to the rows, one for each plane of the model.
 
         Raises:
             BackendError: if they do not fit into the caches.
@@ -110,16 +125,17 @@ class Decoder:
         rows, place = prompt.shape[1], prompt.address
         for part in self._parts:
             part.require_room(rows)
-        self._stage(position_ids[0])
+        self._stage(position_ids)
+        added = [plane.address for plane in planes]
         for index in range(len(engines)):
-            place = self._append(index, engines[index], rows, place)
+            place = self._append(index, engines[index], rows, place, added)
         self._reduce()
         return self._finish()
 
     def decode(
-        self, engines: Sequence[Engine], row: NDArray[np.floating], position: int
+        self, engines: Sequence[Engine], row: NDArray[np.floating], position: NDArray[np.int64]
     ) -> DeviceLogits:
-        """Append one row [hidden].
+        """Append one row [hidden] of text at its ``position``, int64 [axes].
 
         Raises:
             BackendError: if it does not fit into the caches.
@@ -128,7 +144,7 @@ class Decoder:
             part.require_room(1)
             slot[0] = part.filled
         self._row[:] = row
-        self._position[0] = position
+        self._position[:] = position
         addresses = self._step_addresses()
         contexts = tuple(part.step_context for part in self._parts)
         if contexts not in self._recorded:
@@ -152,7 +168,7 @@ class Decoder:
         return self._parts[-1].output("logits")
 
     def _stage(self, positions: NDArray[np.int64]) -> None:
-        """Upload the positions [S] of rows, and the slots that they begin at.
+        """Upload the positions of rows, as the graphs take them, and the slots they begin at.
 
         What was staged before must have arrived: the stream has been waited for since.
         """
@@ -167,11 +183,14 @@ class Decoder:
             self._step.address + first, host.address + first, host.num_bytes - first, stream
         )
 
-    def _append(self, index: int, engine: Engine, rows: int, embeds: int) -> int:
+    def _append(
+        self, index: int, engine: Engine, rows: int, embeds: int, planes: Sequence[int] = ()
+    ) -> int:
         """Enqueue one part for staged rows that begin at ``embeds``; where its own begin."""
         part = self._parts[index]
         slot = self._step.address + self._slot_places[index]
-        part.enqueue(engine, rows, part.addresses(rows, embeds, self._positions.address, slot))
+        addresses = part.addresses(rows, embeds, self._positions.address, slot, planes)
+        part.enqueue(engine, rows, addresses)
         part.commit(rows)
         return self._rows_behind(index)
 
@@ -183,9 +202,10 @@ class Decoder:
     def _step_addresses(self) -> list[dict[str, int]]:
         base, addresses = self._step.address, []
         embeds, position = base, base + self._position_place
+        planes = [self._no_plane.address] * self._num_planes
         for index, part in enumerate(self._parts):
             slot = base + self._slot_places[index]
-            addresses.append(part.addresses(1, embeds, position, slot))
+            addresses.append(part.addresses(1, embeds, position, slot, planes))
             embeds = self._rows_behind(index)
         return addresses
 

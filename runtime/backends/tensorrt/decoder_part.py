@@ -16,10 +16,12 @@ from divprune.runtime.directory.manifest import LIVE_SLOTS
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
-    from divprune.runtime.backends.tensorrt.engine import Engine, Session
-    from divprune.runtime.directory.manifest import Manifest, TensorSpec
+    from collections.abc import Sequence
 
-__all__ = ["DecoderPart"]
+    from divprune.runtime.backends.tensorrt.engine import Engine, Session
+    from divprune.runtime.directory.manifest import GraphSpec, Manifest, TensorSpec
+
+__all__ = ["DecoderPart", "num_planes"]
 
 
 class DecoderPart:
@@ -39,6 +41,8 @@ class DecoderPart:
         keys = [tensor for tensor in spec.inputs if tensor.name.startswith("past_key_")]
         self._profiles = llm_profiles(manifest, name)
         self._rows = spec.inputs[0]
+        self._axes = manifest.model.position_axes
+        self._planes = _plane_names(spec)
         self._capacity = int(keys[0].shape[2])
         self._cache = DeviceCache(
             session.cuda,
@@ -90,9 +94,15 @@ class DecoderPart:
                 fix="ask for fewer tokens, or export with a larger --max-seq-len",
             )
 
-    def addresses(self, rows: int, embeds: int, positions: int, slot: int) -> dict[str, int]:
-        """Addresses of every input and output for a run of ``rows``."""
+    def addresses(
+        self, rows: int, embeds: int, positions: int, slot: int, planes: Sequence[int] = ()
+    ) -> dict[str, int]:
+        """Addresses of every input and output for a run of ``rows``.
+
+        ``planes`` has that of each plane of the model, whether this graph adds it or not.
+        """
         return {
+            **{name: planes[_plane_index(name)] for name in self._planes},
             self._rows.name: embeds,
             "position_ids": positions,
             "write_indices": slot,
@@ -116,10 +126,12 @@ class DecoderPart:
         """Run the engine on ``rows`` at these addresses, in one of its contexts."""
         self._written = max(self._written, self.filled + rows)
         hidden = int(self._rows.shape[2])
+        axes = (self._axes,) if self._axes > 1 else ()
         shapes: dict[str, tuple[int, ...]] = {
             self._rows.name: (1, rows, hidden),
-            "position_ids": (1, rows),
+            "position_ids": (*axes, 1, rows),
         }
+        shapes |= dict.fromkeys(self._planes, (1, rows, hidden))
         if live := self._live_length(rows):
             shapes[LIVE_SLOTS] = (live,)
         engine.run(choose_profile(self._profiles, rows), shapes, addresses, context)
@@ -133,6 +145,22 @@ class DecoderPart:
     def _live_length(self, rows: int) -> int:
         """Slots that attention looks at in the next run of ``rows``; 0 where that is fixed."""
         return 0 if self._live is None else self._live.length(self.filled, rows)
+
+
+def num_planes(manifest: Manifest) -> int:
+    """Planes that layers of the decoder add to rows."""
+    names = [name for graph in manifest.llm_graphs for name in _plane_names(manifest.graphs[graph])]
+    return max((_plane_index(name) + 1 for name in names), default=0)
+
+
+def _plane_names(spec: GraphSpec) -> list[str]:
+    """Inputs with rows that layers of a decoder graph add behind themselves."""
+    return [tensor.name for tensor in spec.inputs if tensor.name.startswith("deepstack_")]
+
+
+def _plane_index(name: str) -> int:
+    """Which plane of the vision graph such an input takes."""
+    return int(name.rpartition("_")[2])
 
 
 def _num_bytes(tensor: TensorSpec, rows: int) -> int:

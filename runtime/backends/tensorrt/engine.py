@@ -117,10 +117,7 @@ class Engine:
         Raises:
             BackendError: if TensorRT refuses.
         """
-        session = self._session
-        if (profile, number) not in self._contexts:
-            self._contexts[profile, number] = self._make_context(profile)
-        context = self._contexts[profile, number]
+        session, context = self._session, self._context(profile, number)
         need = int(self._engine.get_device_memory_size_for_profile_v2(profile))
         context.set_scratch(session.scratch.reserve(need, session.stream))
         accepted = all(context.set_shape(name, shape) for name, shape in shapes.items()) and all(
@@ -133,6 +130,29 @@ class Engine:
                 found="; ".join(session.logger.errors()) or "no reason given",
                 fix=f"{session.build_command} --force",
             )
+
+    def output_shape(self, profile: int, shapes: Shapes, name: str) -> tuple[int, ...]:
+        """The shape that an output is going to have for these shapes of inputs.
+
+        Raises:
+            BackendError: if TensorRT refuses them, or cannot tell before it runs.
+        """
+        session, context = self._session, self._context(profile, 0)
+        accepted = all(context.set_shape(each, shape) for each, shape in shapes.items())
+        shape = context.shape(name) if accepted else ()
+        if not shape or min(shape) < 0:
+            raise BackendError(
+                f"{session.library.title} does not tell the shape of {name} in {self._path.name}",
+                expected=", ".join(f"{each} {shape}" for each, shape in shapes.items()),
+                found="; ".join(session.logger.errors()) or str(shape),
+                fix=f"{session.build_command} --force",
+            )
+        return shape
+
+    def _context(self, profile: int, number: int) -> _Context:
+        if (profile, number) not in self._contexts:
+            self._contexts[profile, number] = self._make_context(profile)
+        return self._contexts[profile, number]
 
     def is_capturable(self, profile: int, number: int = 0) -> bool:
         """Whether what ``run`` enqueues may be recorded as a CUDA graph."""
@@ -194,6 +214,9 @@ class _Context:
             return False
         self._shapes[name] = shape
         return True
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._context.get_tensor_shape(name))
 
     def set_address(self, name: str, address: int) -> bool:
         if self._addresses.get(name) == address:

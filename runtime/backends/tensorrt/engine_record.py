@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from divprune.runtime.backends.tensorrt.profiles import picture_profiles
 from divprune.runtime.backends.tensorrt.surroundings import Surroundings, difference
 from divprune.runtime.directory.file_hash import HashCache
 from divprune.runtime.directory.manifest_json import dump, parse, read_dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "PICTURE_GRAPHS",
     "RECORD_NAME",
     "BuildOptions",
     "BuiltEngine",
@@ -36,6 +38,7 @@ __all__ = [
 
 ENGINES = "engines"
 RECORD_NAME = "record.json"
+PICTURE_GRAPHS = ("vision", "vision_plugin", "selection", "selection_plugin", "full")
 RECORD_VERSION = 2
 
 
@@ -56,7 +59,17 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """One engine file: its bytes, and the SHA-256 of each graph file that it was built from."""
+    """One engine file.
+
+    Attributes:
+        path: In the folder of its lane.
+        sha256: Of its bytes.
+        size: Bytes.
+        graph: Key of ``manifest.graphs``.
+        graph_files: SHA-256 of each graph file that it was built from.
+        profiles: Names of its optimisation profiles; of one for pictures the ranges too, which
+            the graph does not tell.
+    """
 
     path: str
     sha256: str
@@ -151,7 +164,8 @@ def find_problem(
         what, built, found = differing
         return Problem(f"the engines in {lane} were built for another {what}", built, found)
     for engine in record.engines.values():
-        if problem := _other_graph(directory, lane, engine) or _damaged(lane, engine):
+        problem = _other_graph(directory, lane, engine) or _other_ranges(directory, lane, engine)
+        if problem := problem or _damaged(lane, engine):
             return problem
     return None
 
@@ -213,6 +227,21 @@ def _other_graph(directory: EngineDirectory, lane: Path, engine: BuiltEngine) ->
                 f"SHA-256 {built}",
             )
     return None
+
+
+def _other_ranges(directory: EngineDirectory, lane: Path, engine: BuiltEngine) -> Problem | None:
+    """An export for larger pictures may have the very same graph."""
+    if engine.graph not in PICTURE_GRAPHS:
+        return None
+    profiles = picture_profiles(directory.manifest, engine.graph)
+    expected = tuple(profile.record for profile in profiles)
+    if expected == engine.profiles:
+        return None
+    return Problem(
+        f"{lane / engine.path} was built for pictures of other sizes: exported again since",
+        "; ".join(expected) or "pictures of one size",
+        "; ".join(engine.profiles) or "pictures of one size",
+    )
 
 
 def _damaged(lane: Path, engine: BuiltEngine) -> Problem | None:

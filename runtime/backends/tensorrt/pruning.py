@@ -71,7 +71,7 @@ class SplitDecoder(Decoder):
         front, back = self._parts
         front.require_room(rows)
         back.require_room(rows - removed)
-        self._stage(position_ids[0])
+        self._stage(position_ids)
         hidden = self._append(0, engines[0], rows, prompt.address)
         cuda.synchronize(stream)
         start = perf_counter()
@@ -81,7 +81,7 @@ class SplitDecoder(Decoder):
         self._gather(hidden, stays)
         cuda.synchronize(stream)
         selection_ms = (perf_counter() - start) * 1000
-        self._stage(position_ids[0, stays])
+        self._stage(position_ids[..., stays])
         self._append(1, engines[1], len(stays), self._kept.address)
         self._reduce()
         return PrunedPrefill(self._finish(), orders, selection_ms)

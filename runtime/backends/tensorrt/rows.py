@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from divprune.runtime.backends.cuda.cuda import Cuda
+    from divprune.runtime.backends.tensorrt.planes import PlaneWriter
     from divprune.runtime.generation.embeddings import EmbeddingTable
 
-__all__ = ["DevicePrompt", "DeviceRows", "PromptWriter", "runs"]
+__all__ = ["DevicePrompt", "DeviceRows", "PromptWriter", "runs", "stretches"]
 
 
 class DeviceRows:
@@ -86,6 +87,14 @@ class DeviceRows:
             raise ValueError("these rows are not for a prompt")
         return self._writer.write(ids, is_visual, features, table)
 
+    def splice_planes(
+        self, is_visual: NDArray[np.bool_], planes: Sequence[Sequence[Any]]
+    ) -> tuple[DevicePrompt, ...]:
+        """Lay out planes on the device; the arguments are those of ``merge.splice_planes``."""
+        if self._writer is None or self._writer.planes is None:
+            raise ValueError("these rows are not for a prompt with planes")
+        return self._writer.planes.write(is_visual, planes, self._writer.number)
+
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Offset and size in bytes of the contiguous pieces that the rows lie in."""
         row_bytes = self.shape[1] * self.dtype.itemsize
@@ -104,9 +113,30 @@ def runs(numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
             yield int(stretch[0]), len(stretch)
 
 
+def stretches(features: Sequence[Any], places: NDArray[np.int64]) -> Iterator[tuple[Any, int]]:
+    """Pieces of the rows of pictures that stand together in a prompt.
+
+    Args:
+        features: Rows [K, hidden] of each picture, in the order of the prompt.
+        places: int64, where in the prompt all these rows stand, ascending.
+
+    Yields:
+        Rows, and where in the prompt the first of them stands.
+    """
+    row = 0
+    for rows in features:
+        count, start = len(rows), 0
+        for first, length in runs(places[row : row + count]):  # a picture may be several spans
+            yield rows if length == count else rows[np.arange(start, start + length)], first
+            start += length
+        row += count
+
+
 @dataclass(frozen=True, slots=True)
 class DevicePrompt:
     """Embeddings [1, S, hidden] of a prompt, in the buffer that the LLM engine reads.
+
+    Also what decoder layers add to its rows.
 
     Attributes:
         shape: As of an array.
@@ -128,6 +158,10 @@ class PromptWriter:
         max_rows: Longest prompt.
         hidden_size: Numbers of a row.
         dtype: Of the embeddings.
+
+    Attributes:
+        number: Of the latest prompt.
+        planes: Lays out what decoder layers add to the rows, where the model has such.
     """
 
     def __init__(
@@ -139,6 +173,7 @@ class PromptWriter:
         self._host = HostBuffer(cuda, max_rows * self._row_bytes)
         self._staging = self._host.array((max_rows, hidden_size), dtype)
         self.number = 0
+        self.planes: PlaneWriter | None = None
 
     def write(
         self,
@@ -161,9 +196,8 @@ class PromptWriter:
         self._staging[: len(ids)][is_text] = table.rows(ids[is_text])
         for first, count in runs(np.flatnonzero(is_text)):
             self._upload(self._staging, first, first, count)
-        row, places = 0, np.flatnonzero(is_visual)
-        for rows in features:
-            row = self._place_rows(rows, places, row)
+        for rows, first in stretches(features, np.flatnonzero(is_visual)):
+            self._place_stretch(rows, first)
         return DevicePrompt(
             (1, len(ids), self._staging.shape[1]), self._buffer.address, self.number
         )
@@ -176,16 +210,6 @@ class PromptWriter:
         self._staging[:rows] = embeds[0]
         self._upload(self._staging, 0, 0, rows)
         return DevicePrompt((1, rows, embeds.shape[2]), self._buffer.address, self.number)
-
-    def _place_rows(self, features: Any, places: NDArray[np.int64], row: int) -> int:
-        """Copy the rows of a picture to its places; the first place that is left after it."""
-        count, start = len(features), 0
-        for first, length in runs(places[row : row + count]):  # a picture may be several spans
-            whole = length == count
-            rows = features if whole else features[np.arange(start, start + length)]
-            self._place_stretch(rows, first)
-            start += length
-        return row + count
 
     def _place_stretch(self, rows: Any, first: int) -> None:
         """Copy rows behind one another, from row ``first`` of the prompt on."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from divprune.runtime.backends import ImageFeatures, SmallPictureFeatures
-from divprune.runtime.backends.cuda.buffers import BufferPool, DeviceBuffer, HostBuffer
+from divprune.runtime.backends.cuda.buffers import BufferPool, DeviceBuffer, HostBuffer, align
+from divprune.runtime.backends.tensorrt.profiles import varying_dims
 from divprune.runtime.backends.tensorrt.rows import DeviceRows, PromptWriter
 
 if TYPE_CHECKING:
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from divprune.runtime.backends import Selection
     from divprune.runtime.backends.cuda.kernels import Kernels
     from divprune.runtime.backends.tensorrt.engine import Engine, Session
     from divprune.runtime.directory.manifest import GraphSpec, Manifest, TensorSpec
 
-__all__ = ["VisionRunner", "make_selection"]
+__all__ = ["VisionRunner"]
 
-_INT64_BYTES, _INT32_BYTES = 8, 4
+_INT32_BYTES = 4
+_ROWS = ("image_features", "selected_features")
 
 
 class VisionRunner:
-    """Encodes pictures; features stay on the device, only the order of selection leaves it.
+    """Encodes pictures; features stay on the device, only what is said about them leaves it.
 
     Args:
         session: What the engines share.
@@ -46,23 +47,30 @@ class VisionRunner:
     ) -> None:
         self._session, self._kernels, self._writer = session, kernels, writer
         self._num_image_tokens = manifest.selector.num_image_tokens
-        spec = manifest.graphs[name]
-        cuda, outputs = session.cuda, {tensor.name: tensor for tensor in spec.outputs}
-        order = outputs.pop("selection_order", None)  # none where the selection comes later
-        self._num_kept = 0 if order is None else _size(order, 0)
-        cover = outputs.pop("selection_cover", None)
-        self._cover = None if cover is None else DeviceBuffer(cuda, _num_bytes(cover))
+        self._spec = spec = manifest.graphs[name]
+        cuda, dims = session.cuda, varying_dims(manifest, name)
+        # An output may vary where no input has its dimension: N follows from the crops.
+        largest = {each: dim.maximum for each, dim in (manifest.dims | dims).items()}
+        self._varies = bool(dims)
+        self._inputs = {
+            tensor.name: DeviceBuffer(cuda, num_bytes(tensor, largest)) for tensor in spec.inputs
+        }
+        outputs = {tensor.name: tensor for tensor in spec.outputs}
+        # None of them where the selection comes later.
+        told = {name: outputs.pop(name, None) for name in ("selection_order", "selection_cover")}
         self._outputs = outputs
-        self._pools = {name: BufferPool(cuda, _num_bytes(spec)) for name, spec in outputs.items()}
-        self._pixels = DeviceBuffer(cuda, _num_bytes(spec.inputs[0]))
-        self._order = DeviceBuffer(cuda, self._num_kept * _INT64_BYTES)
-        self._order_on_host = HostBuffer(cuda, self._order.num_bytes)
+        self._planes = sorted(name for name in outputs if name.startswith("deepstack_"))
+        # Of one size, buffers are used again; else each picture has what it needs.
+        self._pools = {} if self._varies else {
+            name: BufferPool(cuda, num_bytes(tensor, {})) for name, tensor in outputs.items()
+        }  # fmt: skip
         # Where the tower saw a smaller picture (``downsample``) its rows are the selected ones.
         self._sees_all = "image_features" in outputs
         self._checked = "image_features" if self._sees_all else "selected_features"
-        self._num_checked = _size(outputs[self._checked], 0)
-        self._broken = DeviceBuffer(cuda, self._num_checked * _INT32_BYTES)
-        self._broken_on_host = HostBuffer(cuda, self._broken.num_bytes)
+        most = _sizes(outputs[self._checked], largest)[0]
+        self._told = _Told(
+            session, {name: t for name, t in told.items() if t is not None}, largest, most
+        )
 
     def encode(
         self,
@@ -77,95 +85,136 @@ class VisionRunner:
             inputs: Those of the graph, by name.
             encode_full: Gives the N tokens of the full picture, where this graph does not.
         """
-        session, stream = self._session, self._session.stream
-        pixels = np.ascontiguousarray(inputs["pixel_values"], np.float32)
-        session.cuda.upload(self._pixels.address, pixels.ctypes.data, pixels.nbytes, stream)
-        rows = {name: self._rows(name) for name in self._outputs}
+        session, told = self._session, self._told
+        given = {
+            tensor.name: np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
+            for tensor in self._spec.inputs
+        }
+        upload(session, given, self._inputs)
+        shapes = {name: array.shape for name, array in given.items()} if self._varies else {}
+        sizes = named_sizes(self._spec, shapes)
+        rows = {name: self._rows(engine, name, shapes, sizes) for name in self._outputs}
         addresses = {name: each.address for name, each in rows.items()}
-        addresses["pixel_values"] = self._pixels.address
-        if self._num_kept:
-            addresses["selection_order"] = self._order.address
-        if self._cover is not None:
-            addresses["selection_cover"] = self._cover.address
-        engine.run(0, {}, addresses)
+        addresses |= {name: buffer.address for name, buffer in self._inputs.items()}
+        engine.run(0, shapes, addresses | told.addresses)
         checked = rows[self._checked]
-        num_broken, order = self._read_back(checked)
+        self._kernels.broken_rows(
+            checked.address,
+            *checked.shape,
+            checked.dtype.itemsize,
+            told.broken,
+            int(session.stream),
+        )
+        num_broken, order, cover = told.read(len(checked), sizes)
         selected = cast("NDArray[np.floating]", rows.get("selected_features", checked[order]))
         if self._sees_all or encode_full is None:
             features = cast("NDArray[np.floating]", checked)
-            return ImageFeatures(features, order, selected, num_broken)
+            planes = tuple(cast("NDArray[np.floating]", rows[name]) for name in self._planes)
+            return ImageFeatures(features, order, selected, num_broken, cover, planes)
         tokens = self._num_image_tokens
         return SmallPictureFeatures(order, selected, tokens, encode_full, num_broken)
 
-    def _read_back(self, features: DeviceRows) -> tuple[int, NDArray[np.int64]]:
-        """How many rows hold a NaN or Inf, and the order of selection."""
-        cuda, stream = self._session.cuda, self._session.stream
-        self._kernels.broken_rows(
-            features.address,
-            *features.shape,
-            features.dtype.itemsize,
-            self._broken.address,
-            int(stream),
-        )
-        copies = [(self._broken_on_host, self._broken)]
-        if self._num_kept:
-            copies.append((self._order_on_host, self._order))
-        for host, device in copies:
-            cuda.download(host.address, device.address, device.num_bytes, stream)
-        cuda.synchronize(stream)
-        broken = self._broken_on_host.array((self._num_checked,), np.int32)
-        order = self._order_on_host.array((self._num_kept,), np.int64)
-        return int(broken.sum()), order.copy()
-
-    def _rows(self, name: str) -> DeviceRows:
+    def _rows(
+        self,
+        engine: Engine,
+        name: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        sizes: Mapping[str, int],
+    ) -> DeviceRows:
+        """Where one output goes."""
         spec, session = self._outputs[name], self._session
-        shape, dtype = (_size(spec, 0), _size(spec, 1)), np.dtype(spec.dtype)
-        return DeviceRows(
-            session.cuda, session.stream, self._pools[name], shape, dtype, self._writer
-        )
+        count, width = (sizes.get(dim) if isinstance(dim, str) else dim for dim in spec.shape)
+        if count is None:
+            count = engine.output_shape(0, shapes, name)[0]
+        assert width is not None
+        dtype = np.dtype(spec.dtype)
+        pool = self._pools.get(name) or BufferPool(session.cuda, count * width * dtype.itemsize)
+        return DeviceRows(session.cuda, session.stream, pool, (count, width), dtype, self._writer)
 
 
-def make_selection(session: Session, engine: Callable[[], Engine], spec: GraphSpec) -> Selection:
-    """A function that selects from features on the host or the device.
+class _Told:
+    """What comes to the host about a picture, in one copy: order, cover and which rows are broken.
 
-    What a selector reads of the tower beside them is all zeros here: that takes as long.
+    Args:
+        session: What the engines share.
+        tensors: Outputs that are read, by name.
+        largest: Largest size of each named dimension.
+        most_rows: Most rows that are checked.
     """
-    inputs = {tensor.name: tensor for tensor in spec.inputs}
-    features = inputs.pop("image_features", None)
-    outputs = {tensor.name: tensor for tensor in spec.outputs}
-    cuda, stream = session.cuda, session.stream
-    room = None if features is None else DeviceBuffer(cuda, _num_bytes(features))
-    others = {name: DeviceBuffer(cuda, _num_bytes(tensor)) for name, tensor in inputs.items()}
-    for name, tensor in inputs.items():
-        zeros = np.zeros([int(size) for size in tensor.shape], tensor.dtype)
-        cuda.upload(others[name].address, zeros.ctypes.data, zeros.nbytes, stream)
+
+    def __init__(
+        self,
+        session: Session,
+        tensors: Mapping[str, TensorSpec],
+        largest: Mapping[str, int],
+        most_rows: int,
+    ) -> None:
+        self._session, self._tensors = session, tensors
+        self._places, place = {}, align(most_rows * _INT32_BYTES)
+        for name, tensor in tensors.items():
+            self._places[name] = place
+            place += align(num_bytes(tensor, largest))
+        self._buffer = DeviceBuffer(session.cuda, place)
+        self._on_host = HostBuffer(session.cuda, place)
+
+    @property
+    def broken(self) -> int:
+        """Address of int32, one number a row."""
+        return self._buffer.address
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Of the outputs."""
+        return {name: self._buffer.address + place for name, place in self._places.items()}
+
+    def read(
+        self, num_rows: int, sizes: Mapping[str, int]
+    ) -> tuple[int, NDArray[np.int64], NDArray[np.float32] | None]:
+        """How many rows hold a NaN or Inf, the order of selection, and its cover if there is one.
+
+        The stream has been waited for behind it.
+        """
+        cuda, stream, host = self._session.cuda, self._session.stream, self._on_host
+        cuda.download(host.address, self._buffer.address, host.num_bytes, stream)
         cuda.synchronize(stream)
-    results = {name: DeviceBuffer(cuda, _num_bytes(tensor)) for name, tensor in outputs.items()}
-    order = HostBuffer(cuda, results["selection_order"].num_bytes)
-
-    def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
-        rows: Any = image_features
-        places = {name: buffer.address for name, buffer in (others | results).items()}
-        if features is not None and room is not None:
-            places["image_features"] = room.address
-            if isinstance(rows, DeviceRows):
-                places["image_features"] = rows.address
-            else:
-                rows = np.ascontiguousarray(rows, features.dtype)
-                cuda.upload(room.address, rows.ctypes.data, rows.nbytes, stream)
-        engine().run(0, {}, places)
-        source = results["selection_order"]
-        cuda.download(order.address, source.address, source.num_bytes, stream)
-        cuda.synchronize(stream)
-        return order.array((_size(outputs["selection_order"], 0),), np.int64).copy()
-
-    return select
+        found = {
+            name: host.array(_sizes(tensor, sizes), tensor.dtype, self._places[name]).copy()
+            for name, tensor in self._tensors.items()
+        }
+        num_broken = int(host.array((num_rows,), np.int32).sum())
+        order = found.get("selection_order", np.empty(0, np.int64))
+        return num_broken, order, found.get("selection_cover")
 
 
-def _size(spec: TensorSpec, axis: int) -> int:
-    return int(spec.shape[axis])
+def upload(
+    session: Session, arrays: Mapping[str, NDArray[Any]], buffers: Mapping[str, DeviceBuffer]
+) -> None:
+    """Copy arrays to the buffers of their names; they must live until the stream is there.
+
+    Raises:
+        ValueError: if one is larger than its buffer.
+    """
+    for name, array in arrays.items():
+        buffer = buffers[name]
+        if array.nbytes > buffer.num_bytes:
+            raise ValueError(f"{name} has {array.nbytes} bytes, its buffer {buffer.num_bytes}")
+        session.cuda.upload(buffer.address, array.ctypes.data, array.nbytes, session.stream)
 
 
-def _num_bytes(spec: TensorSpec) -> int:
-    shape = [int(size) for size in spec.shape]
-    return int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+def named_sizes(spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """What shapes of inputs make of the named dimensions of a graph."""
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        if tensor.name in shapes:
+            pairs = zip(tensor.shape, shapes[tensor.name], strict=True)
+            sizes |= {dim: size for dim, size in pairs if isinstance(dim, str)}
+    return sizes
+
+
+def num_bytes(spec: TensorSpec, sizes: Mapping[str, int]) -> int:
+    """Of a tensor, with these sizes for dimensions that have names."""
+    return int(np.prod(_sizes(spec, sizes))) * np.dtype(spec.dtype).itemsize
+
+
+def _sizes(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from divprune.runtime.backends.tensorrt.engine_file import EngineFile, make_stream_writer
 from divprune.runtime.backends.tensorrt.engine_record import BuildOptions, BuiltEngine, graph_hashes
 from divprune.runtime.backends.tensorrt.build.parse import parse_graph
-from divprune.runtime.backends.tensorrt.profiles import Profile, profile_shapes
+from divprune.runtime.backends.tensorrt.profiles import Ranges, profile_shapes
 from divprune.runtime.backends.tensorrt.build.progress import OnStep, make_monitor
 from divprune.runtime.errors import BackendError
 
@@ -33,14 +33,14 @@ class EngineTask:
     Attributes:
         name: A key of ``EngineRecord.engines``; its file is ``<name>.engine``.
         graph: Key of ``manifest.graphs``.
-        profiles: None for static shapes.
+        profiles: Of its shapes; empty where they are static.
         compute_capability: What it is for.
         options: Memory and flags.
     """
 
     name: str
     graph: str
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Ranges, ...]
     compute_capability: str
     options: BuildOptions
 
@@ -99,7 +99,7 @@ def build_engine(
         size=file.size,
         graph=task.graph,
         graph_files=graph_hashes(directory, task.graph),
-        profiles=tuple(profile.name for profile in task.profiles),
+        profiles=tuple(profile.record for profile in task.profiles),
     )
 
 

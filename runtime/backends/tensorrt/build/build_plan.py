@@ -10,6 +10,7 @@ from divprune.runtime.backends.cuda.cuda_device import CudaDevice, find_cuda_dev
 from divprune.runtime.backends.tensorrt.build.build_engine import DECODER_PARTS, EngineTask
 from divprune.runtime.backends.tensorrt.engine_record import (
     ENGINES,
+    PICTURE_GRAPHS,
     BuildOptions,
     EngineRecord,
     Problem,
@@ -18,7 +19,11 @@ from divprune.runtime.backends.tensorrt.engine_record import (
 )
 from divprune.runtime.backends.tensorrt.library import TensorRT, require_tensorrt
 from divprune.runtime.backends.tensorrt.build.memory_limit import workspace_limit
-from divprune.runtime.backends.tensorrt.profiles import llm_profiles, profile_shapes
+from divprune.runtime.backends.tensorrt.profiles import (
+    llm_profiles,
+    picture_profiles,
+    profile_shapes,
+)
 from divprune.runtime.backends.tensorrt.build.selection_choice import (
     LOOP,
     SelectionChoice,
@@ -34,15 +39,14 @@ from divprune.runtime.errors import OptionError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from divprune.runtime.backends.tensorrt.profiles import Profile
+    from divprune.runtime.backends.tensorrt.profiles import Ranges
     from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.directory.manifest import Manifest
 
 __all__ = ["BuildPlan", "BuildRequest", "LanePlan", "make_build_plan"]
 
 _SMALLEST_WORKSPACE_MIB = 16
-_VISION = ("vision", "vision_plugin", "selection", "selection_plugin", "full")
-_GRAPHS = {*_VISION, "llm_selection"}.union(
+_GRAPHS = {*PICTURE_GRAPHS, "llm_selection"}.union(
     DECODER_PARTS, (f"{part}_tensorrt" for part in DECODER_PARTS)
 )
 
@@ -182,11 +186,11 @@ def _plan_lane(
 
 def _engines(
     manifest: Manifest, selection: SelectionChoice
-) -> Iterator[tuple[str, str, tuple[Profile, ...]]]:
+) -> Iterator[tuple[str, str, tuple[Ranges, ...]]]:
     """Name, graph and profiles of every engine."""
-    yield "vision", selection.graph, ()
+    yield "vision", selection.graph, picture_profiles(manifest, selection.graph)
     if "full" in manifest.graphs:
-        yield "full", "full", ()
+        yield "full", "full", picture_profiles(manifest, "full")
     for part in manifest.llm_graphs:
         # The same graph and weights, with a mark on Attention that only TensorRT reads.
         marked = f"{part}_tensorrt"
@@ -200,7 +204,7 @@ def _engines(
     # The selection alone is there to be timed, so it has to do what the vision engine does.
     alone = "selection" if selection.realisation == LOOP else "selection_plugin"
     if alone in manifest.graphs:
-        yield "selection", alone, ()
+        yield "selection", alone, picture_profiles(manifest, alone)
 
 
 def _why_build(

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from divprune.runtime.backends.tensorrt.profiles import Profile, choose_profile, llm_profiles
+from divprune.runtime.backends.tensorrt.profiles import (
+    PictureProfile,
+    Profile,
+    choose_profile,
+    llm_profiles,
+    profile_shapes,
+)
+from divprune.runtime.directory.manifest import DimRange, GraphSpec, TensorSpec
+from divprune.runtime.errors import UnsupportedError
 from tests.runtime.example_manifest import example_manifest, with_changes
 
 
@@ -73,3 +81,47 @@ def test_more_rows_than_any_profile_takes_are_an_error():
 def test_a_profile_out_of_order_is_refused(numbers):
     with pytest.raises(ValueError, match="not a profile"):
         Profile("p", *numbers)
+
+
+def test_pictures_of_any_size_are_tuned_for_a_typical_one_pruned_and_the_largest_whole():
+    dims = {"tokens": DimRange(50, 100, 200), "kept": DimRange(5, 10, 20)}
+    largest = {"selector__num_image_tokens": 200, "selector__num_kept": 20}
+    _, pruned, baseline = profiles(max_seq_len=2048, max_prefill_len=2047, dims=dims, **largest)
+    assert (pruned.optimum, pruned.maximum) == (10 + 64, 2047 - 180)
+    assert (baseline.optimum, baseline.maximum) == (200 + 64, 2047)
+
+
+def test_every_input_of_a_vision_graph_has_its_range():
+    profile = PictureProfile({"crops": DimRange(3, 4, 5), "kept": DimRange(1, 2, 9)})
+    inputs = (
+        TensorSpec("pixel_values", "float32", ("crops", 3, 16, 16)),
+        TensorSpec("kept_slots", "int32", ("kept",)),
+        TensorSpec("scale", "float32", (1,)),
+    )
+    graph = GraphSpec("vision/model.onnx", 20, inputs, inputs)
+    assert profile_shapes(graph, profile) == {
+        "pixel_values": ((3, 3, 16, 16), (4, 3, 16, 16), (5, 3, 16, 16)),
+        "kept_slots": ((1,), (2,), (9,)),
+    }
+
+
+def test_three_positions_a_token_and_planes_vary_with_the_rows():
+    inputs = (
+        TensorSpec("inputs_embeds", "float16", (1, "sequence", 8)),
+        TensorSpec("position_ids", "int64", (3, 1, "sequence")),
+        TensorSpec("deepstack_0", "float16", (1, "sequence", 8)),
+    )
+    graph = GraphSpec("llm/model.onnx", 24, inputs, inputs)
+    assert profile_shapes(graph, Profile("pruned", 2, 5, 7)) == {
+        "inputs_embeds": ((1, 2, 8), (1, 5, 8), (1, 7, 8)),
+        "position_ids": ((3, 1, 2), (3, 1, 5), (3, 1, 7)),
+        "deepstack_0": ((1, 2, 8), (1, 5, 8), (1, 7, 8)),
+    }
+
+
+def test_a_dimension_that_the_profile_does_not_know_is_refused():
+    inputs = (TensorSpec("pixel_values", "float32", ("tiles", 3, 16, 16)),)
+    graph = GraphSpec("vision/model.onnx", 20, inputs, inputs)
+    with pytest.raises(UnsupportedError, match="pixel_values varies") as caught:
+        profile_shapes(graph, PictureProfile({"crops": DimRange(3, 4, 5)}))
+    assert caught.value.found == "tiles, 3, 16, 16"
