@@ -487,6 +487,12 @@ class Pipeline:
 
         return start, step
 
+    @property
+    def _most_tokens(self) -> int:
+        """Visual tokens of the largest picture, as the family counts them."""
+        tokens = self.family.dims().get("tokens")
+        return self.family.count_tokens(640, 480) if tokens is None else tokens.maximum
+
     def _check_parts(self) -> None:
         """Refuse files that are each valid, but of different models."""
         embeds = self.manifest.graphs[self.manifest.llm_graphs[0]].inputs[0]
@@ -494,6 +500,7 @@ class Pipeline:
         for what, expected, found in (
             ("embedding type", embeds.dtype, table.dtype.name),
             ("embedding size", self.manifest.model.hidden_size, table.hidden_size),
+            ("number of visual tokens", self.manifest.selector.num_image_tokens, self._most_tokens),
         ):
             if expected != found:
                 raise EngineDirectoryError(

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from divprune.runtime.errors import OptionError
 
-__all__ = ["AutoKeep", "Keep", "describe_keep", "kept_count", "parse_keep", "validate_keep"]
+if TYPE_CHECKING:
+    from divprune.runtime.directory.manifest import Manifest
+
+__all__ = [
+    "AutoKeep",
+    "Keep",
+    "describe_keep",
+    "exported_count",
+    "kept_count",
+    "parse_keep",
+    "validate_keep",
+]
 
 _AUTO = "auto:"
 
@@ -88,6 +99,14 @@ def kept_count(keep: float, num_image_tokens: int) -> int:
         OptionError: if ``keep`` is outside (0, 1].
     """
     return max(1, round(validate_keep(keep) * num_image_tokens))
+
+
+def exported_count(manifest: Manifest, num_image_tokens: int) -> int:
+    """K of N tokens as the directory was exported: what its vision graph selects."""
+    selector = manifest.selector
+    if num_image_tokens == selector.num_image_tokens or selector.keep == 0:
+        return min(selector.num_kept, num_image_tokens)  # fewer than it rounds to: ``downsample``
+    return kept_count(selector.keep, num_image_tokens)
 
 
 def describe_keep(num_kept: int, num_image_tokens: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from divprune.runtime.directory.keep import AutoKeep, kept_count, parse_keep
+from divprune.runtime.directory.keep import AutoKeep, exported_count, kept_count, parse_keep
 from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "KeepRule",
     "KeptTokens",
-    "exported_count",
     "resolve_keep",
     "selector_flags",
     "take_kept",
@@ -96,14 +95,6 @@ class KeepRule:
             return most
         reached = np.flatnonzero(cover >= np.float32(self.keep.cover))
         return int(reached[0]) + 1 if len(reached) else len(cover)
-
-
-def exported_count(manifest: Manifest, num_image_tokens: int) -> int:
-    """K of N tokens as the directory was exported: what its vision graph selects."""
-    selector = manifest.selector
-    if num_image_tokens == selector.num_image_tokens or selector.keep == 0:
-        return min(selector.num_kept, num_image_tokens)  # fewer than it rounds to: ``downsample``
-    return kept_count(selector.keep, num_image_tokens)
 
 
 def resolve_keep(manifest: Manifest, keep: Keep | str | None) -> int:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from divprune.runtime.directory.keep import exported_count
 from divprune.runtime.errors import OptionError, UnsupportedError
 from divprune.runtime.families import Family, Prepared, VideoFrames
 from divprune.runtime.generation.encoded_image import EncodedImage
-from divprune.runtime.generation.kept_tokens import exported_count
 from divprune.runtime.generation.picture_cache import PictureCache
 from divprune.runtime.generation.stopwatch import Stopwatch
 from divprune.runtime.inputs.image_loading import load_image

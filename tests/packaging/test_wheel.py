@@ -50,7 +50,7 @@ def _requirements(metadata: Message, extra: str = "") -> set[str]:
 
 
 def _expected_members(root: Path) -> set[str]:
-    members = {"divprune/__init__.py", "divprune/py.typed"}
+    members = {f"divprune/{name}" for name in ("__init__.py", "__main__.py", "py.typed")}
     members |= {path.relative_to(root / "src").as_posix() for path in _optimum_files(root)}
     for folder in FOLDERS:
         for path in (root / folder).rglob("*"):
@@ -86,20 +86,21 @@ def test_wheel_is_pure_python_under_apache_for_python_310(
 
 
 def test_device_requirements_hold_nothing_of_the_export_side(metadata: Message) -> None:
-    expected = {"numpy", "pillow", "tokenizers", "jinja2", "safetensors", "pyyaml"}
+    expected = {"numpy", "pillow", "tokenizers", "jinja2", "safetensors", "pyyaml", "tqdm"}
     assert _requirements(metadata) == expected
 
 
 def test_extras_are_those_of_the_three_machines(metadata: Message) -> None:
     extras = {extra: _requirements(metadata, extra) for extra in metadata.get_all("Provides-Extra")}
     device = {"cpu", "gpu", "tensorrt", "tensorrt-rtx"}
-    assert extras.keys() == device | {"export", "lmms-eval", "dev"}
+    others = {"heif", "video", "serve", "batch"}
+    assert extras.keys() == device | others | {"export", "lmms-eval", "dev"}
     assert extras["export"] >= EXPORT_ONLY | {"onnxruntime"}
     assert extras["cpu"] == {"onnxruntime"}
     assert extras["gpu"] == {"onnxruntime-gpu"}
     assert "tensorrt" in extras["tensorrt"]
     assert "tensorrt-rtx-cu13" in extras["tensorrt-rtx"]
-    for device_extra in device:
+    for device_extra in device | others:
         assert not extras[device_extra] & EXPORT_ONLY
 
 

@@ -51,5 +51,6 @@ def picture(seed: int) -> Image.Image:
 
 
 def answer(pipeline: Pipeline, **options: Any) -> Any:
-    options = {"images": picture(0), "prompt": QUESTION, "max_new_tokens": 12} | options
+    fixed = {"images": picture(0), "prompt": QUESTION, "max_new_tokens": 12, "reuse": False}
+    options = fixed | options
     return pipeline.generate(**options, ignore_eos=True).result

@@ -115,6 +115,7 @@ def test_one_question_after_another_opens_what_it_needs(in_turn, engine_dir, pic
 
 
 def test_a_picture_encoded_once_serves_several_questions(in_turn, engine_dir, picture):
+    in_turn.forget()
     encoded = in_turn.encode_image(picture)
     assert residents(in_turn) == (True, False)
     together = Pipeline.from_dir(engine_dir, threads=1)
@@ -128,6 +129,7 @@ def test_a_picture_encoded_once_serves_several_questions(in_turn, engine_dir, pi
 
 def test_a_picture_encoded_meanwhile_ends_the_generation_with_an_error(in_turn, picture):
     generation = in_turn.generate(picture, "What is this?", max_new_tokens=50)
+    in_turn.forget()
     in_turn.encode_image(picture)
     with pytest.raises(RuntimeError, match="--residency sequential"):
         list(generation)

@@ -174,7 +174,7 @@ def test_an_overlay_without_a_known_grid_is_refused(engine_dir, picture, tmp_pat
         selector__num_image_tokens=manifest.selector.num_image_tokens + 3,
     )
     err = refused(capsys, copy, picture, "--overlay", tmp_path / "out.png")
-    assert "it is not known where in the picture a visual token lies" in err
+    assert "disagree about the number of visual tokens" in err
 
 
 def test_full_verification_finds_what_the_cache_would_too(engine_dir, picture, capsys):
@@ -287,13 +287,28 @@ def test_standard_input_twice_is_refused(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["engine"], ["engine", "a.png", "--keep", "ten"], ["e", "a", "--device", "x"]]
+    "arguments", [[], ["e", "a", "--device", "x"], ["e", "a", "--max-new-tokens", "ten"]]
 )
 def test_a_command_line_that_cannot_be_parsed_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "divprune-run --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["engine"], "neither a picture nor a question"),
+        (["engine", "a.png", "--keep", "ten"], "a fraction kept such as 0.1, or auto:C"),
+        (["engine", "a.png", "--keep", "auto:2"], "auto:C with 0 < C <= 1"),
+        (["engine", "a.png", "--num-frames", "0"], "--num-frames"),
+        (["engine", "a.png", "--messages", "m.json"], "--messages is a whole conversation"),
+    ],
+)
+def test_options_that_say_nothing_sensible_are_refused(arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_missing_engine_directory_is_refused(picture, tmp_path, capsys):

@@ -10,7 +10,7 @@ from divprune.runtime.backends.cuda.buffers import DeviceBuffer, HostBuffer
 from divprune.runtime.backends.tensorrt.profiles import varying_dims
 from divprune.runtime.backends.tensorrt.rows import DeviceRows
 from divprune.runtime.backends.tensorrt.vision import num_bytes
-from divprune.runtime.generation.kept_tokens import exported_count
+from divprune.runtime.directory.keep import exported_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable

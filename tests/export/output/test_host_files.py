@@ -27,6 +27,7 @@ from divprune.runtime.errors import CheckpointError
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.generation_config import load_eos_token_ids
 from divprune.runtime.inputs.chat_template import ChatTemplate
+from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.prompt import build_prompt
 from divprune.runtime.inputs.tokenization import TextTokenizer
 
@@ -123,9 +124,16 @@ def test_prompt_ids_are_those_of_transformers_processor(
         [{"role": "user", "content": parts}], add_generation_prompt=True
     )
     template = ChatTemplate((out / "chat_template.jinja").read_text(), ours.special_tokens)
-    prompt = build_prompt(QUESTION, 1, template, ours, IMAGE_TOKEN_ID)
+    prompt = build_prompt(
+        read_messages(question(QUESTION, ["picture.png"])),
+        [SimpleNamespace(kind="image", text="<image>", runs=(1,))],
+        {"image": "<image>"},
+        template,
+        ours,
+        [IMAGE_TOKEN_ID],
+    )
     assert prompt.text == text
-    assert list(prompt.ids) == processor.tokenizer(text)["input_ids"]
+    assert prompt.ids.tolist() == processor.tokenizer(text)["input_ids"]
 
 
 def test_a_tokenizer_in_sentencepiece_format_becomes_a_tokenizer_json(

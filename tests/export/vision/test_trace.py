@@ -254,9 +254,9 @@ class WithBuffer(torch.nn.Module):
 
 
 def test_a_buffer_that_no_checkpoint_stores_is_refused_by_name(
-    capfd: pytest.CaptureFixture[str],
+    checkpoint: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    weights = WeightSource(None, {}, "fp32")  # type: ignore[arg-type]
+    weights = WeightSource(Checkpoint.open(checkpoint(CHECKPOINT)), {}, "fp32")
     with pytest.raises(UnsupportedError, match="frequencies"):
         pixels = TracedInput("pixel_values", (1, 3, 8, 8), "float32", (1, 3, 8, 8))
         trace_vision(WithBuffer(), [pixels], weights, get_selector("divprune"), 2)

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+
 import torch
 from transformers import CLIPVisionConfig, LlavaNextVideoConfig
 from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from divprune.runtime import pipeline
+from divprune.runtime import Pipeline
 from divprune.runtime.backends import ImageFeatures
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import Manifest
 from divprune.runtime.errors import DivPruneError, OptionError, PromptError
-from divprune.runtime.generation import generation
+from divprune.runtime.generation import generation, stopwatch
 from divprune.runtime.generation.generation_config import load_eos_token_ids
 from divprune.runtime.reports.bench import benchmark as module
 from divprune.runtime.reports.bench.benchmark import benchmark
@@ -95,7 +95,7 @@ def on_fake_machine(directory: EngineDirectory, monkeypatch: pytest.MonkeyPatch)
 
     def run(keep: float = 0.1, *, machine: dict | None = None, **options):
         fake = FakeMachine(directory.manifest, **(machine or {}))
-        for place in (pipeline, generation, module):
+        for place in (stopwatch, generation, module):
             monkeypatch.setattr(place, "perf_counter", lambda: fake.seconds)
         monkeypatch.setattr(module, "load_backend", lambda *_, **__: fake)
         monkeypatch.setattr(module, "load_selection", lambda *_, **__: fake.select)
@@ -323,7 +323,7 @@ def test_a_real_report_is_complete(real_report, directory):
 
 
 def test_answers_are_those_of_the_pipeline(real_report, directory):
-    plain = pipeline.Pipeline.from_dir(directory.path, threads=1)
+    plain = Pipeline.from_dir(directory.path, threads=1)
     for run in real_report.runs:
         result = plain.generate(
             built_in_picture(), real_report.work.prompt, keep=run.keep, max_new_tokens=4
@@ -335,7 +335,7 @@ def test_the_selection_alone_is_what_the_vision_graph_selects(directory):
     from divprune.runtime.backends import load_backend, load_selection
 
     where = {"device": "cpu", "threads": 1}
-    loaded = pipeline.Pipeline(directory, load_backend(None, directory, **where))
+    loaded = Pipeline(directory, load_backend(None, directory, **where))
     features = loaded.image_features(built_in_picture())
     order = load_selection(None, directory, **where)(features)
     result = loaded.generate(built_in_picture(), "What?", max_new_tokens=1).result

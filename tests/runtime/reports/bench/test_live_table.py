@@ -24,6 +24,7 @@ def measurement() -> Measurement:
         token_ids=(1, 2),
         images=(ImageResult(tuple(range(10)), 10),),
         prompt_tokens=20,
+        cached_tokens=0,
         finish_reason="length",
         timings=Timings(1.0, 2.0, 3.0, 4.0, 5.0, (6.0,)),
         memory=Memory(None, 1, None),
