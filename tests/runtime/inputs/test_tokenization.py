@@ -140,7 +140,7 @@ def test_damaged_tokenizer_is_an_engine_directory_error(tmp_path, content):
     save_tokenizer(tmp_path, "byte_level")
     file = tmp_path / "tokenizer.json"
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(EngineDirectoryError, match=r"tokenizer\.json is missing or damaged"):
+    with pytest.raises(EngineDirectoryError, match=r"tokenizer\.json is (missing|not|damaged)"):
         TextTokenizer.from_dir(tmp_path)
 
 
@@ -149,7 +149,9 @@ def test_damaged_tokenizer_config_is_an_engine_directory_error(tmp_path, content
     save_tokenizer(tmp_path, "byte_level")
     file = tmp_path / "tokenizer_config.json"
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(EngineDirectoryError, match=r"tokenizer_config\.json is missing or damaged"):
+    with pytest.raises(
+        EngineDirectoryError, match=r"tokenizer_config\.json is (missing|not|damaged)"
+    ):
         TextTokenizer.from_dir(tmp_path)
 
 

@@ -253,7 +253,7 @@ def test_ctrl_c_before_the_first_answer_that_counts_is_passed_on(on_fake_machine
 def test_answers_that_change_between_rounds_are_noted(on_fake_machine, monkeypatch):
     original = FakeMachine.forward
 
-    def fickle(self, inputs_embeds, position_ids):
+    def fickle(self, inputs_embeds, position_ids, planes=()):
         logits = original(self, inputs_embeds, position_ids)
         return np.roll(logits, self.answers)
 
@@ -413,7 +413,7 @@ def test_the_spread_tells_another_engine_from_the_same_one_again(on_fake_machine
     assert overlap(first, again)
     original = FakeMachine.forward
 
-    def slow_where_pruned(self, inputs_embeds, position_ids):
+    def slow_where_pruned(self, inputs_embeds, position_ids, planes=()):
         if inputs_embeds.shape[1] < self.manifest.selector.num_image_tokens:
             self.take(100)
         return original(self, inputs_embeds, position_ids)
