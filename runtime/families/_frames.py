@@ -84,7 +84,8 @@ class FramesFamily(AnyresFamily):
         # One after another: a video decodes its frames as they are asked for.
         pixels = [self.processors.frame(video.frames[place]) for place in places]
         token_map = partial(self._frame_map, video.frames[places[0]].size, packing)
-        return self._prepared("video", np.concatenate(pixels), packing, token_map)
+        prepared = self._prepared("video", np.concatenate(pixels), packing, token_map)
+        return replace(prepared, frames=tuple(int(place) for place in places))
 
     def _pack_frames(self, count: int) -> Packing:
         patches = self.grids.cells**2

@@ -174,6 +174,7 @@ class QwenVision(ABC):
                 runs=runs,
                 token_map=partial(_token_map, frames[0].size, grid, panels),
                 grid=grid,
+                frames=tuple(indices[:: self.videos.moments]),
             ),
             len(frames) / len(video.frames) * fps,
         )

@@ -35,6 +35,7 @@ from divprune.runtime.backends.onnxruntime.cache import KVCache
 from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
 from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
 from divprune.runtime.backends.onnxruntime.session import open_session, require_onnxruntime
+from divprune.runtime.directory.keep import exported_count
 from divprune.runtime.errors import UnsupportedError
 from divprune.runtime.inputs.prompt import staying_rows
 
@@ -115,12 +116,13 @@ def load_selection(directory: EngineDirectory, *, device: str, threads: int | No
     session = open_session(
         library, directory, "selection", device=device, threads=threads, runs_once=True
     )
-    others = _made_up_inputs(directory.manifest)
-    outputs = [output.name for output in directory.manifest.graphs["selection"].outputs]
-    takes_features = len(others) < len(session.get_inputs())
+    manifest = directory.manifest
+    outputs = [output.name for output in manifest.graphs["selection"].outputs]
+    takes_features = any(each.name == "image_features" for each in session.get_inputs())
 
     def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
-        feeds = others | ({"image_features": image_features} if takes_features else {})
+        feeds = _made_up_inputs(manifest, len(image_features))
+        feeds |= {"image_features": image_features} if takes_features else {}
         order: NDArray[np.int64]
         order, *_ = session.run(outputs, feeds)
         return order
@@ -128,13 +130,15 @@ def load_selection(directory: EngineDirectory, *, device: str, threads: int | No
     return select
 
 
-def _made_up_inputs(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+def _made_up_inputs(manifest: Manifest, num_tokens: int) -> dict[str, NDArray[Any]]:
     """For what a selection reads beside the features: numbers that take as long as real ones."""
     generator = np.random.default_rng(0)
-    inputs = manifest.graphs["selection"].inputs
+    sizes = {"tokens": num_tokens, "kept": exported_count(manifest, num_tokens)}
     return {
-        spec.name: generator.random([int(size) for size in spec.shape], np.float32)
-        for spec in inputs
+        spec.name: generator.random(
+            [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], np.float32
+        ).astype(spec.dtype)
+        for spec in manifest.graphs["selection"].inputs
         if spec.name != "image_features"
     }
 

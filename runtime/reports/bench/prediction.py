@@ -149,8 +149,9 @@ def _light_costs(run: Run, manifest: Manifest, image_bytes: int) -> dict[str, Co
     """The stages that no weights take part in."""
     model, selector = manifest.model, manifest.selector
     tokens = selector.num_image_tokens
-    (pixels,) = manifest.graphs["vision"].inputs
-    pixel_bytes = _F32 * math.prod(dim for dim in pixels.shape if isinstance(dim, int))
+    pixels = manifest.graphs["vision"].inputs[0]
+    sizes = (manifest.dims[dim].optimum if isinstance(dim, str) else dim for dim in pixels.shape)
+    pixel_bytes = _F32 * math.prod(sizes)
     embeds = run.prompt_tokens * model.hidden_size * _WEIGHT_BYTES[manifest.dtype]
     features = tokens * model.hidden_size
     costs = {

@@ -149,9 +149,8 @@ def test_damaged_tokenizer_config_is_an_engine_directory_error(tmp_path, content
     save_tokenizer(tmp_path, "byte_level")
     file = tmp_path / "tokenizer_config.json"
     file.unlink() if content is None else file.write_text(content)
-    with pytest.raises(
-        EngineDirectoryError, match=r"tokenizer_config\.json is (missing|not|damaged)"
-    ):
+    damaged = r"tokenizer_config\.json is (missing|not|damaged)"
+    with pytest.raises(EngineDirectoryError, match=damaged):
         TextTokenizer.from_dir(tmp_path)
 
 
