@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  % sys.version_info[:2])'
 	@echo "Setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu,serve,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu,serve,batch,dev]'
 	@touch $@
 
 # Clients that no one here wrote, apart from our own versions; tests without them are skipped.

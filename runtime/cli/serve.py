@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
             residency=arguments.residency,
         )
         pipeline = Pipeline(directory, backend, picture_cache_bytes=options.max_cache_bytes)
-        server = ChatServer(pipeline, options, _fingerprint(directory, backend.name))
+        server = ChatServer(pipeline, options)
         if not arguments.quiet:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -190,13 +190,6 @@ def _check_directory(arguments: argparse.Namespace) -> EngineDirectory:
     keep = None if arguments.keep is None else parse_keep(arguments.keep)
     KeepRule.of(directory.manifest, keep)
     return directory
-
-
-def _fingerprint(directory: EngineDirectory, backend: str) -> str:
-    import hashlib
-
-    manifest = (directory.path / "manifest.json").read_bytes()
-    return "fp_" + hashlib.sha256(manifest + backend.encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,17 +56,16 @@ class ChatServer:
     Args:
         pipeline: A loaded engine directory, which from now on belongs to the server.
         options: Limits and switches.
-        fingerprint: What answers with equal seeds have in common.
 
     Attributes:
         app: The ASGI application.
         metrics: What is counted.
     """
 
-    def __init__(self, pipeline: Pipeline, options: ServerOptions, fingerprint: str) -> None:
+    def __init__(self, pipeline: Pipeline, options: ServerOptions) -> None:
         self._pipeline = pipeline
         self._options = options
-        self._fingerprint = fingerprint
+        self._fingerprint = _fingerprint(pipeline)
         self._created = int(time.time())
         self._access = Access(options.api_keys, options.allowed_hosts)
         self._queue: FairQueue[Job] = FairQueue(options.max_queue, options.max_waiting_bytes)
@@ -76,6 +76,11 @@ class ChatServer:
         self._engine = Engine(pipeline, self._queue, self.metrics)
         self.metrics.gauge("requests_running", "Answers being made.", lambda: self._engine.running)
         self.app = self._build()
+
+    @property
+    def alive(self) -> bool:
+        """The engine thread is there to answer."""
+        return self._engine.alive
 
     def drain(self) -> None:
         """Take nothing more; finish what was accepted, or tell it, within the time of grace."""
@@ -227,6 +232,12 @@ class ChatServer:
 
 async def _at_once(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
+
+
+def _fingerprint(pipeline: Pipeline) -> str:
+    """What answers with equal seeds have in common."""
+    made_of = f"{pipeline.manifest} {pipeline.backend.name}"
+    return "fp_" + hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
 def _fetcher(options: ServerOptions) -> Callable[[str], bytes] | None:

@@ -42,6 +42,11 @@ class Engine:
         """An answer is being made."""
         return self._current is not None
 
+    @property
+    def alive(self) -> bool:
+        """The thread has not ended."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()

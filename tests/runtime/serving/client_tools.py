@@ -34,7 +34,7 @@ def python_with(package: str) -> Path:
     python = _INSTALLED / "bin" / "python"
     command = [python, "-c", f"import {package}"]
     if not python.exists() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(f"{package} is not installed in {_INSTALLED} (make clients)")
+        pytest.skip(f"no such client (make clients): {package} in {_INSTALLED}")
     return python
 
 
@@ -42,5 +42,5 @@ def node_modules(package: str) -> Path:
     """A folder of npm packages with ``package`` in it, or a skipped test."""
     modules = _INSTALLED / "node_modules"
     if shutil.which("node") is None or not (modules / package).exists():
-        pytest.skip(f"node or its package {package} is not installed in {modules} (make clients)")
+        pytest.skip(f"no such client (make clients): node with {package} in {modules}")
     return modules
