@@ -4,6 +4,9 @@ At run time neither Python nor a plugin library is needed. TensorRT reads the an
 the functions below, so this module must not postpone their evaluation.
 """
 
+# TensorRT fills its modules at run time.
+# pyright: reportAttributeAccessIssue=false
+
 from typing import Any
 
 import numpy as np

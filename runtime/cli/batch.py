@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divprune.runtime.backends import BACKENDS, DEVICES
-from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
+from divprune.runtime.cli.main_guard import ToolParser, add_common_options, run_tool
 
 if TYPE_CHECKING:
     from divprune.runtime.serving.batch.cluster import ClusterOptions
@@ -25,13 +25,11 @@ on where it was when it is started again. A bad picture is a row with an error."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; the exit code is 0, 2 for what the user can mend, 1 for a bug."""
-    arguments = _parser().parse_args(argv)
-    configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    return run_guarded(lambda: _run(arguments))
+    return run_tool(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="divprune-batch", description=_DESCRIPTION)
+    parser = ToolParser(prog="divprune-batch", description=_DESCRIPTION)
     add = parser.add_argument
     add("engine_dir", type=Path, metavar="ENGINE_DIR", help="directory from divprune-export")
     add("input", type=Path, metavar="INPUT", help="rows, or pictures")

@@ -158,7 +158,8 @@ def _wrong_number(
     kinds: tuple[MediaKind, ...] = ("image", "video")
     # What it never takes comes first.
     order: list[MediaKind] = sorted(kinds, key=lambda kind: kind in placeholders)
-    kind = next((k for k in order if wanted.count(k) != found.count(k)), kinds[0])
+    differ = [kind for kind in order if wanted.count(kind) != found.count(kind)]
+    kind = differ[0] if differ else order[0]
     if kind not in placeholders:
         return PromptError(
             f"this model takes no {kind}s",

@@ -63,7 +63,7 @@ class RayOptions:
         Raises:
             OptionError: for a name that is none of these, and for a value of another type.
         """
-        kinds = {"str": str, "int": int, "float": float}
+        kinds: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
         known = {field.name: kinds[str(field.type)] for field in fields(cls)}
         for name in arguments:
             if name not in known:

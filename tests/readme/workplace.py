@@ -42,13 +42,15 @@ _ENGINE_DIR = re.compile(r"(?:\./)?(?P<model>[\w.-]+)-keep(?P<keep>\d[\d.]*)/?")
 _SEE_SYSTEM = "--system-site-packages"
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 _PARSE_ONLY = """
-import argparse, importlib, sys
+import argparse, functools, importlib, sys
 
-def parse_and_leave(self, *arguments, parse=argparse.ArgumentParser.parse_args, **options):
+def parse_and_leave(self, parse, *arguments, **options):
     parse(self, *arguments, **options)
     sys.exit(0)
 
-argparse.ArgumentParser.parse_args = parse_and_leave
+for name in ("parse_args", "parse_intermixed_args"):
+    whole = getattr(argparse.ArgumentParser, name)
+    setattr(argparse.ArgumentParser, name, functools.partialmethod(parse_and_leave, whole))
 module, function = sys.argv.pop(1).split(":")
 getattr(importlib.import_module(module), function)()
 sys.exit("the arguments were never parsed")

@@ -52,13 +52,16 @@ class Ranges(Protocol):
     @property
     def name(self) -> str:
         """As records and plans show it."""
+        ...
 
     @property
     def record(self) -> str:
         """What has to be the same for an engine to do."""
+        ...
 
     def sizes(self) -> Mapping[str, tuple[int, int, int]]:
         """Smallest, best and largest size of each named dimension."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

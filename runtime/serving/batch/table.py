@@ -249,7 +249,10 @@ class Parquet(Table):
 class Pictures(Table):
     """All pictures below a folder; a picture's path in it is its key."""
 
-    has_keys = True
+    @property
+    def has_keys(self) -> bool:
+        """The paths."""
+        return True
 
     @property
     def files(self) -> list[Path]:
