@@ -155,11 +155,10 @@ def _check_texts(conversation: Conversation, placeholders: Mapping[MediaKind, st
 def _wrong_number(
     wanted: Sequence[str], found: Sequence[str], placeholders: Mapping[MediaKind, str]
 ) -> PromptError:
-    kinds: tuple[MediaKind, ...] = ("image", "video")
-    # What it never takes comes first.
-    order: list[MediaKind] = sorted(kinds, key=lambda kind: kind in placeholders)
-    differ = [kind for kind in order if wanted.count(kind) != found.count(kind)]
-    kind = differ[0] if differ else order[0]
+    kinds: list[MediaKind] = ["image", "video"]
+    kinds.sort(key=lambda kind: kind in placeholders)  # what it never takes comes first
+    differ: list[MediaKind] = [kind for kind in kinds if wanted.count(kind) != found.count(kind)]
+    kind = (differ or kinds)[0]
     if kind not in placeholders:
         return PromptError(
             f"this model takes no {kind}s",
