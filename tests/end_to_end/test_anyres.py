@@ -16,7 +16,10 @@ from PIL import Image
 
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.runtime import Pipeline
+from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.families import VideoFrames
+from divprune.runtime.reports.bench.benchmark import benchmark
+from divprune.runtime.reports.bench.workload import BenchOptions
 from tests.end_to_end.anyres_reference import AnyresReference
 from tests.end_to_end.reference import Media, messages_about
 from tests.runtime.families.anyres_cases import SIZES, noise
@@ -36,6 +39,7 @@ class Both:
         verify = ANYRES_CHECKPOINTS[name].layout == "hub"
         fixed = {"keep": 0.3, "dtype": "fp32", "verify": verify, "output": output}
         export_model(ExportOptions(model=str(checkpoint), **{**fixed, **options}))
+        self.output = output
         self.pipeline = Pipeline.from_dir(output)
         self.reference = AnyresReference(checkpoint)
 
@@ -113,3 +117,15 @@ def test_original_positions(name: str, both: Callable[..., Both]) -> None:
 
 def _frames(count: int) -> tuple[Image.Image, ...]:
     return tuple(noise((40, 30), seed) for seed in range(count))
+
+
+def test_benchmark_counts_the_tokens_of_the_picture_at_hand(both: Callable[..., Both]) -> None:
+    directory = EngineDirectory.open(both("next-llama-hub").output)
+    options = BenchOptions(max_new_tokens=2, warmup=0, iters=1, probe=False)
+    picture = noise(min(SIZES.values()), 0)
+    report = benchmark(directory, options, picture, "noise")
+    result = both("next-llama-hub").pipeline.generate(picture, PROMPT, max_new_tokens=1).result
+    total = report.engine.num_image_tokens
+    assert total == result.images[0].num_image_tokens
+    assert total < directory.manifest.selector.num_image_tokens
+    assert [run.num_kept for run in report.runs] == [total, result.images[0].num_kept]

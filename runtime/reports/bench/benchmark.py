@@ -15,6 +15,7 @@ from divprune.runtime.backends import (
     load_selection,
 )
 from divprune.runtime.backends.cuda.nvml import open_nvml
+from divprune.runtime.families import load_family
 from divprune.runtime.pipeline import Pipeline
 from divprune.runtime.reports.bench.assemble import assemble_runs
 from divprune.runtime.reports.bench.device import device_facts, tool_versions
@@ -72,7 +73,8 @@ def benchmark(
     """
     manifest = directory.manifest
     options = replace(options, device=choose_device(options.backend, directory, options.device))
-    keeps, notes = choose_keeps(manifest, options.keeps)
+    num_image_tokens = load_family(directory).prepare_image(image).num_tokens
+    keeps, notes = choose_keeps(manifest, options.keeps, num_image_tokens)
     gpu = options.device != "cpu"
     nvml = open_nvml() if gpu else None
     sensors = choose_sensors(nvml, open_jetson(), gpu=gpu)
@@ -80,7 +82,7 @@ def benchmark(
     # Before the model is loaded: the probe needs some memory of its own for a moment.
     probe = probe_device(options.threads) if options.probe and not gpu else None
     pipeline, selection = _load(directory, options)
-    work, more_notes = _define_work(pipeline, options, keeps, image, source)
+    work, more_notes = _define_work(pipeline, options, keeps, image, source, num_image_tokens)
     if selection is None and not manifest.selector.inside_llm:
         more_notes.append(
             "the selection is not timed on its own: no graph of this directory holds it alone and"
@@ -97,7 +99,7 @@ def benchmark(
     )
     if not any(measurement.samples.values()):
         raise KeyboardInterrupt
-    runs = _runs(measurement, manifest, image, probe)
+    runs = _runs(measurement, manifest, image, probe, num_image_tokens)
     notes += more_notes + surrounding_notes(options, device, probe) + list(sensors.notes)
     notes += steadiness_notes(measurement) + roofline_notes(runs)
     return Report(
@@ -107,7 +109,7 @@ def benchmark(
         interrupted=measurement.interrupted,
         notes=tuple(notes),
         device=device,
-        engine=_engine_facts(manifest, pipeline.backend.name),
+        engine=_engine_facts(manifest, pipeline.backend.name, num_image_tokens),
         work=work,
         runs=runs,
         probe=probe,
@@ -131,12 +133,15 @@ def _define_work(
     keeps: tuple[float, ...],
     image: Image.Image,
     source: str,
+    num_image_tokens: int,
 ) -> tuple[Work, list[str]]:
     prompt = options.prompt
     if options.prompt_tokens is not None:
         prompt = pad_prompt(prompt, options.prompt_tokens, pipeline.count_text_tokens)
     text_tokens = pipeline.count_text_tokens(prompt)
-    limit, notes = common_limit(pipeline.manifest, keeps, text_tokens, options.max_new_tokens)
+    limit, notes = common_limit(
+        pipeline.manifest, keeps, text_tokens, options.max_new_tokens, num_image_tokens
+    )
     work = Work(
         image=image_facts(source, image),
         prompt=prompt,
@@ -176,16 +181,23 @@ def _runner(
 
 
 def _runs(
-    measurement: Measurement, manifest: Manifest, image: Image.Image, probe: Probe | None
+    measurement: Measurement,
+    manifest: Manifest,
+    image: Image.Image,
+    probe: Probe | None,
+    num_image_tokens: int,
 ) -> tuple[Run, ...]:
     runs = assemble_runs(measurement, manifest)
     if probe is None:
         return runs
     num_bytes = image.width * image.height * len(image.getbands())
-    return tuple(replace(run, predicted=predict(run, manifest, num_bytes, probe)) for run in runs)
+    return tuple(
+        replace(run, predicted=predict(run, manifest, num_bytes, probe, num_image_tokens))
+        for run in runs
+    )
 
 
-def _engine_facts(manifest: Manifest, backend: str) -> EngineFacts:
+def _engine_facts(manifest: Manifest, backend: str, num_image_tokens: int) -> EngineFacts:
     return EngineFacts(
         model=manifest.model.id,
         revision=manifest.model.revision,
@@ -195,5 +207,5 @@ def _engine_facts(manifest: Manifest, backend: str) -> EngineFacts:
         quant=None if manifest.quant is None else manifest.quant.scheme,
         backend=backend,
         max_seq_len=manifest.max_seq_len,
-        num_image_tokens=manifest.selector.num_image_tokens,
+        num_image_tokens=num_image_tokens,
     )

@@ -31,6 +31,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from divprune.runtime.directory.keep import exported_count
 from divprune.runtime.reports.bench.report import Prediction, Probe, Run
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class Cost:
         return (memory, "memory") if memory >= compute else (compute, "compute")
 
 
-def predict(run: Run, manifest: Manifest, image_bytes: int, probe: Probe) -> dict[str, Prediction]:
+def predict(
+    run: Run, manifest: Manifest, image_bytes: int, probe: Probe, num_image_tokens: int
+) -> dict[str, Prediction]:
     """Roofline time of every stage of ``run`` that was measured.
 
     Args:
@@ -65,9 +68,10 @@ def predict(run: Run, manifest: Manifest, image_bytes: int, probe: Probe) -> dic
         manifest: Of the engine directory.
         image_bytes: Size of the decoded picture.
         probe: What the device can do.
+        num_image_tokens: N, visual tokens of the picture before pruning.
     """
     measured = dict(run.stages.measured())
-    costs = stage_costs(run, manifest, image_bytes)
+    costs = stage_costs(run, manifest, image_bytes, num_image_tokens)
     times = {stage: cost.roofline(probe) for stage, cost in costs.items()}
     if times.keys() >= set(_TTFT):
         parts = [times[stage] for stage in _TTFT]
@@ -79,15 +83,17 @@ def predict(run: Run, manifest: Manifest, image_bytes: int, probe: Probe) -> dic
     }
 
 
-def stage_costs(run: Run, manifest: Manifest, image_bytes: int) -> dict[str, Cost]:
+def stage_costs(
+    run: Run, manifest: Manifest, image_bytes: int, num_image_tokens: int
+) -> dict[str, Cost]:
     """Bytes and operations of each stage, by the table of this module."""
-    costs = _light_costs(run, manifest, image_bytes)
+    costs = _light_costs(run, manifest, image_bytes, num_image_tokens)
     if any((manifest.quant, manifest.vision_quant, manifest.prefill_quant)):
         return costs
-    tower, tokens = _parameters(manifest, "vision"), manifest.selector.num_image_tokens
+    tower = _parameters(manifest, "vision")
     selection = costs.get("selection", Cost(0, 0))
-    costs["vision"] = Cost(tower * _F32, 2 * tower * tokens + selection.flops)
-    parts = _decoder_parts(run, manifest)
+    costs["vision"] = Cost(tower * _F32, 2 * tower * num_image_tokens + selection.flops)
+    parts = _decoder_parts(run, manifest, num_image_tokens)
     costs["prefill"] = _sum(_prefill_cost(part, manifest) for part in parts)
     costs["decode_per_token"] = _sum(_decode_cost(part, run, manifest) for part in parts)
     return costs
@@ -103,7 +109,7 @@ class _Part:
     rows: int
 
 
-def _decoder_parts(run: Run, manifest: Manifest) -> list[_Part]:
+def _decoder_parts(run: Run, manifest: Manifest, num_image_tokens: int) -> list[_Part]:
     """The graphs of the decoder; behind a selection inside the LLM there are fewer rows."""
     selector, layers = manifest.selector, manifest.kv_cache.num_layers
     head = manifest.model.vocab_size * manifest.model.hidden_size
@@ -111,7 +117,7 @@ def _decoder_parts(run: Run, manifest: Manifest) -> list[_Part]:
     if not selector.inside_llm:
         return [_Part(sizes[0], head, layers, run.prompt_tokens)]
     before = selector.parameters["layer"]
-    rows = run.prompt_tokens - selector.num_image_tokens + run.num_kept
+    rows = run.prompt_tokens - num_image_tokens + run.num_kept
     return [
         _Part(sizes[0], 0, before, run.prompt_tokens),
         _Part(sizes[1], head, layers - before, rows),
@@ -145,10 +151,9 @@ def _sum(costs: Iterable[Cost]) -> Cost:
     return Cost(sum(cost.num_bytes for cost in every), sum(cost.flops for cost in every))
 
 
-def _light_costs(run: Run, manifest: Manifest, image_bytes: int) -> dict[str, Cost]:
+def _light_costs(run: Run, manifest: Manifest, image_bytes: int, tokens: int) -> dict[str, Cost]:
     """The stages that no weights take part in."""
     model, selector = manifest.model, manifest.selector
-    tokens = selector.num_image_tokens
     pixels = manifest.graphs["vision"].inputs[0]
     sizes = (manifest.dims[dim].optimum if isinstance(dim, str) else dim for dim in pixels.shape)
     pixel_bytes = _F32 * math.prod(sizes)
@@ -160,8 +165,9 @@ def _light_costs(run: Run, manifest: Manifest, image_bytes: int) -> dict[str, Co
         "first_sample": Cost(_F32 * model.vocab_size, 0),
     }
     if not selector.inside_llm:
+        selected = exported_count(manifest, tokens)
         costs["selection"] = Cost(
-            _F32 * (features + tokens**2 + selector.num_kept * tokens), 2 * tokens * features
+            _F32 * (features + tokens**2 + selected * tokens), 2 * tokens * features
         )
     return costs
 

@@ -217,7 +217,10 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """The engine directory and what ran it."""
+    """The engine directory and what ran it.
+
+    ``num_image_tokens`` is N of the measured picture, before pruning.
+    """
 
     model: str
     revision: str | None

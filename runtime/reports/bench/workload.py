@@ -10,7 +10,7 @@ from divprune.runtime.backends import check_choice
 from divprune.runtime.directory.keep import validate_keep
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import OptionError
-from divprune.runtime.generation.kept_tokens import resolve_keep
+from divprune.runtime.generation.kept_tokens import KeepRule
 
 if TYPE_CHECKING:
     from divprune.runtime.directory.manifest import Manifest
@@ -84,7 +84,7 @@ def parse_keeps(text: str) -> tuple[float, ...]:
 
 
 def choose_keeps(
-    manifest: Manifest, asked: Sequence[float] | None
+    manifest: Manifest, asked: Sequence[float] | None, num_image_tokens: int | None = None
 ) -> tuple[tuple[float, ...], list[str]]:
     """Fractions to measure, ascending, and notes about them.
 
@@ -94,35 +94,49 @@ def choose_keeps(
     Args:
         manifest: Of the engine directory.
         asked: Fractions; None asks for the exported one.
+        num_image_tokens: Of the picture, before pruning; None takes those of the largest one.
 
     Raises:
         OptionError: for a fraction that this directory cannot serve.
     """
     selector = manifest.selector
+    total = num_image_tokens or selector.num_image_tokens
     by_count: dict[int, float] = {}
     notes = []
     for keep in asked or (selector.keep,):
-        count = resolve_keep(manifest, keep)
+        count = KeepRule.of(manifest, keep).count(total)
         if by_count.setdefault(count, keep) != keep:
             notes.append(f"keep {keep:g} is the same {count} tokens as {by_count[count]:g}")
     if manifest.baseline or selector.num_kept == selector.num_image_tokens:
-        by_count[selector.num_image_tokens] = 1.0
+        by_count[total] = 1.0
     else:
         notes.append("exported without the baseline: nothing can be compared with keep 1.0")
     return tuple(by_count[count] for count in sorted(by_count)), notes
 
 
 def common_limit(
-    manifest: Manifest, keeps: Sequence[float], text_tokens: int, max_new_tokens: int
+    manifest: Manifest,
+    keeps: Sequence[float],
+    text_tokens: int,
+    max_new_tokens: int,
+    num_image_tokens: int | None = None,
 ) -> tuple[int, list[str]]:
     """New tokens that every fraction has room for, so that all of them do the same work.
+
+    Args:
+        manifest: Of the engine directory.
+        keeps: Fractions that it can serve.
+        text_tokens: Tokens of the prompt beside the picture's.
+        max_new_tokens: What was asked for.
+        num_image_tokens: Of the picture, before pruning; None takes those of the largest one.
 
     Raises:
         PromptError: if the prompt does not fit with one of them.
     """
     limit = max_new_tokens
     for keep in sorted(keeps, reverse=True):  # the longest prompt first: it has the least room
-        count = resolve_keep(manifest, keep)
+        total = num_image_tokens or manifest.selector.num_image_tokens
+        count = KeepRule.of(manifest, keep).count(total)
         limit = answer_limit(
             manifest,
             max_new_tokens=limit,

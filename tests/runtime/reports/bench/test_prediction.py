@@ -10,6 +10,7 @@ from divprune.runtime.reports.bench.report import STAGES, Prediction, Probe
 from tests.runtime.example_manifest import example_manifest, with_changes
 from tests.runtime.reports.bench.made_up_report import made_up_run, stat
 
+N = 10
 PROBE = Probe(bandwidth_gb_s=2.0, gflops=4.0)
 
 
@@ -35,7 +36,7 @@ def run():
 
 
 def test_bytes_and_operations_follow_the_table(manifest, run):
-    costs = stage_costs(run, manifest, image_bytes=1000)
+    costs = stage_costs(run, manifest, 1000, N)
     selection = 2 * 10 * 10 * 6
     assert costs == {
         "preprocess": Cost(1000 + 4 * 3 * 8 * 8, 0),
@@ -52,8 +53,8 @@ def test_bytes_and_operations_follow_the_table(manifest, run):
 
 
 def test_float16_files_have_twice_the_parameters_and_are_held_as_float32(manifest, run):
-    half = stage_costs(run, with_changes(manifest, dtype="fp16"), 1000)
-    full = stage_costs(run, manifest, 1000)
+    half = stage_costs(run, with_changes(manifest, dtype="fp16"), 1000, N)
+    full = stage_costs(run, manifest, 1000, N)
     assert half["vision"].num_bytes == 2 * full["vision"].num_bytes
     assert half["merge"].num_bytes == full["merge"].num_bytes / 2
 
@@ -71,9 +72,9 @@ def test_the_slower_of_moving_and_computing_is_the_bound(cost, expected):
 
 
 def test_every_measured_stage_has_its_share_of_the_median(manifest, run):
-    predicted = predict(run, manifest, 1000, PROBE)
+    predicted = predict(run, manifest, 1000, PROBE, N)
     assert predicted.keys() == set(STAGES)
-    costs = stage_costs(run, manifest, 1000)
+    costs = stage_costs(run, manifest, 1000, N)
     for stage, cost in costs.items():
         ms, bound = cost.roofline(PROBE)
         median = getattr(run.stages, stage).p50
@@ -81,7 +82,7 @@ def test_every_measured_stage_has_its_share_of_the_median(manifest, run):
 
 
 def test_ttft_sums_its_stages_and_is_bound_as_the_longest(manifest, run):
-    predicted = predict(run, manifest, 1000, PROBE)
+    predicted = predict(run, manifest, 1000, PROBE, N)
     parts = ("preprocess", "vision", "merge", "prefill", "first_sample")
     assert predicted["ttft"].ms == pytest.approx(sum(predicted[stage].ms for stage in parts))
     longest = max(parts, key=lambda stage: predicted[stage].ms)
@@ -91,12 +92,12 @@ def test_ttft_sums_its_stages_and_is_bound_as_the_longest(manifest, run):
 def test_what_was_not_measured_is_not_predicted(manifest, run):
     merge = replace(stat(1.0), p50=0.0)
     stages = replace(run.stages, decode_per_token=None, selection=None, merge=merge)
-    predicted = predict(replace(run, stages=stages), manifest, 1000, PROBE)
+    predicted = predict(replace(run, stages=stages), manifest, 1000, PROBE, N)
     assert not {"decode_per_token", "selection"} & predicted.keys()
     assert predicted["merge"].achieved is None
 
 
 def test_quantised_graphs_are_left_out(manifest, run):
     quant = QuantInfo("int4-g32-sym", "rtn", 4, 32, symmetric=True)
-    predicted = predict(run, with_changes(manifest, quant=quant), 1000, PROBE)
+    predicted = predict(run, with_changes(manifest, quant=quant), 1000, PROBE, N)
     assert predicted.keys() == {"preprocess", "selection", "merge", "first_sample"}

@@ -103,3 +103,9 @@ def test_a_filler_word_of_several_tokens_ends_just_below(wanted, tokens):
 def test_a_prompt_that_is_longer_already_is_refused_with_its_length():
     with pytest.raises(OptionError, match="at least 3"):
         pad_prompt("what", 2, count_words)
+
+
+def test_fractions_are_counted_in_the_tokens_of_the_picture():
+    keeps, notes = choose_keeps(example_manifest(), (0.4, 0.38), num_image_tokens=5)
+    assert keeps == (0.4, 1.0)
+    assert notes == ["keep 0.38 is the same 2 tokens as 0.4"]
