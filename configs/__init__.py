@@ -25,7 +25,7 @@ _MODELS = Path(__file__).parent / "models"
 
 @dataclass(frozen=True)
 class Preset:
-    """What is known about a model before its checkpoint is at hand.
+    """A known model: its repository and shape, before any checkpoint is downloaded.
 
     Attributes:
         name: What ``--model`` takes.

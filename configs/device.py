@@ -20,7 +20,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan needs to know of a board, a graphics card or a computer.
+    """Memory and bandwidth of a board, a graphics card or a computer.
 
     Attributes:
         name: What ``--board`` takes.
@@ -55,7 +55,7 @@ class Device:
 
     @property
     def available_bytes(self) -> int:
-        """What is left for a model."""
+        """Bytes that the system leaves for a model."""
         return (self.memory_mib - self.system_mib) * _MIB
 
     def _check(self, field: str, is_right: bool, expected: str) -> None:

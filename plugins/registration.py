@@ -20,7 +20,7 @@ _FIRST_WITH_PLUGIN = (10, 3)
 
 
 def plugin_realisation(tensorrt_version: str) -> Realisation:
-    """What a TensorRT of this version can host.
+    """Kinds of plugins that a version of TensorRT supports.
 
     TensorRT-RTX counts its own versions from 1 and cannot host plugins: ``loop``.
 

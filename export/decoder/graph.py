@@ -59,7 +59,7 @@ class DecoderPart:
 
     @property
     def input_name(self) -> str:
-        """What the rows that come in are called."""
+        """Name of the input that takes the rows."""
         return "hidden_states" if self.layers.start else "inputs_embeds"
 
 
@@ -139,7 +139,7 @@ def _results(
     part: DecoderPart,
     dtype: ir.DataType,
 ) -> list[ir.Value]:
-    """What a graph gives beside the cache."""
+    """The graph's outputs apart from the cache."""
     if part.layers.stop == spec.num_layers:
         return [_head(op, blocks, hidden, spec)]
     results = [_output(hidden, "hidden_states", dtype, (1, "sequence", spec.hidden_size))]

@@ -1,4 +1,4 @@
-"""What the text model is, read from its config, and what of it cannot be expressed."""
+"""The text model's shape, read from its config; unsupported features are refused."""
 
 from __future__ import annotations
 

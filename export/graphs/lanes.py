@@ -1,4 +1,4 @@
-"""What each ``--target`` is: its dialect, and what the oldest runtime it is for understands.
+"""The targets: dialect and oldest supported runtime of each.
 
 | target | runtime | dialect |
 |---|---|---|
@@ -32,7 +32,7 @@ _ATTENTION_INPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class ParserLimits:
-    """What the ONNX parser of a TensorRT version takes.
+    """Capabilities of the ONNX parser of a TensorRT version.
 
     Attributes:
         version: Of TensorRT, for messages.

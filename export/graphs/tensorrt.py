@@ -1,4 +1,4 @@
-"""What TensorRT needs to be different: further ONNX files beside the ones that ONNX runs.
+"""ONNX files for TensorRT where they differ from those for ONNX Runtime.
 
 Both are made from a file that is already written and share its weights.
 

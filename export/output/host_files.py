@@ -1,4 +1,4 @@
-"""What the host needs beside the graphs: embedding table, tokenizer, template, image facts."""
+"""Write the host's files: embedding table, tokenizer, chat template, image facts."""
 
 from __future__ import annotations
 

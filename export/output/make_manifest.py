@@ -1,4 +1,4 @@
-"""What ``manifest.json`` says about an export."""
+"""Build the manifest of an export."""
 
 from __future__ import annotations
 

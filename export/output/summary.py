@@ -1,4 +1,4 @@
-"""What an export says at its end."""
+"""The summary printed at the end of an export."""
 
 from __future__ import annotations
 

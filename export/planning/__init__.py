@@ -1,1 +1,1 @@
-"""What an export is asked for, and what it will write."""
+"""Options of an export, and the plan of what it writes."""

@@ -1,4 +1,4 @@
-"""What can be asked of an export, checked before anything is loaded."""
+"""Options of an export, validated before anything is loaded."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class ExportOptions:
             )
 
     def quant_scheme(self) -> QuantScheme | None:
-        """What ``quant`` spells.
+        """The scheme that ``quant`` names.
 
         Raises:
             OptionError: for a scheme that is not known.
@@ -135,7 +135,7 @@ class ExportOptions:
         return self.selector in IN_LLM_FLAGS
 
     def output_directory(self) -> Path:
-        """Where the engine directory goes."""
+        """Path of the engine directory."""
         if self.output is not None:
             return self.output
         model = Path(self.model)

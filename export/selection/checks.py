@@ -1,4 +1,4 @@
-"""What every selector refuses: a count outside 1..N, and numbers that are none."""
+"""Checks of every selector's inputs: a count in 1..N, and finite numbers."""
 
 from __future__ import annotations
 

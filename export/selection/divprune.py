@@ -122,7 +122,7 @@ class DivPrune(Selector):
         order: npt.NDArray[np.int64],
         signals: Arrays = NO_ARRAYS,
     ) -> float:
-        """By how much a choice in ``order`` exceeded the least similarity open to it, at most."""
+        """Largest excess of a choice in ``order`` over the smallest similarity available."""
         return largest_regret(self._rows(features), order)
 
     def write(

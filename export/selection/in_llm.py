@@ -84,7 +84,7 @@ class InLLMSelector(ABC):
         num_tokens: int,
         order: npt.NDArray[np.int64],
     ) -> float:
-        """By how much the worst choice in ``order`` missed the best one open to it.
+        """Largest regret of a choice in ``order``: its score's distance to the best available.
 
         0 for the reference's own order; about 1e-6 where float32 products were rounded
         otherwise and a near tie went the other way; large for a wrong choice.

@@ -1,4 +1,4 @@
-"""What a selector is: the NumPy reference of a method beside its ONNX subgraph."""
+"""The selector protocol: the NumPy reference of a method beside its ONNX subgraph."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is fixed about a selector before it sees a picture.
+    """Static properties of a selector.
 
     Attributes:
         seed: Of ``random``'s permutation.
@@ -135,7 +135,7 @@ class Selector(ABC):
         order: npt.NDArray[np.int64],
         signals: Arrays = NO_ARRAYS,
     ) -> float:
-        """By how much the worst choice in ``order`` missed the best one open to it.
+        """Largest regret of a choice in ``order``: its score's distance to the best available.
 
         0 for the reference's own order; about 1e-6 where float32 products were rounded
         otherwise and a near tie went the other way; large for a wrong choice.

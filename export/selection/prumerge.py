@@ -55,7 +55,7 @@ class PruMerge(RankedSelector):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """How many neighbours join each kept token."""
+        """Number of neighbours merged into each kept token."""
         return {"neighbours": _NEIGHBOURS}
 
     def mix(self, order: npt.NDArray[np.int64], signals: Arrays) -> npt.NDArray[np.float32]:

@@ -79,7 +79,7 @@ def _column_of_places(op: GraphWriter, count: Size) -> ir.Value:
 
 
 def _write_places(op: GraphWriter, values: ir.Value, ids: ir.Value) -> ir.Value:
-    """How many tokens come before each: float32 [1, N] to float32 [N, 1]."""
+    """Rank of each token (number of tokens before it): float32 [1, N] to float32 [N, 1]."""
     column, ids_column = (op("Transpose", value, perm=[1, 0]) for value in (values, ids))
     earlier = op("And", op("Equal", values, column), op("Less", ids, ids_column))
     before = op("Cast", op("Or", op("Greater", values, column), earlier), to=ir.DataType.FLOAT)

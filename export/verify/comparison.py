@@ -1,4 +1,4 @@
-"""How far a part may be from transformers, and whether it is."""
+"""Tolerances of the comparison with transformers, and the comparison."""
 
 from __future__ import annotations
 

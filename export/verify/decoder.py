@@ -120,7 +120,7 @@ def _step_feeds(rows: np.ndarray, positions: np.ndarray, start: int) -> dict[str
 def _reference_block(
     plan: ExportPlan, part: DecoderPart, layer: int, rows: np.ndarray, plane: np.ndarray | None
 ) -> np.ndarray:
-    """What transformers' block ``layer`` makes of all rows at once, without a cache."""
+    """Output of transformers' block ``layer`` for all rows at once, without a cache."""
     import torch
 
     model = _reference_model(plan, part, layer)

@@ -1,4 +1,4 @@
-"""What all command-line tools share: exit codes, streams, logging and ``--version``."""
+"""Shared by all command-line tools: exit codes, streams, logging and ``--version``."""
 
 from __future__ import annotations
 

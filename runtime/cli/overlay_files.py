@@ -1,4 +1,4 @@
-"""Where ``--overlay`` writes: checked before anything runs, written when the answer is there."""
+"""Files of ``--overlay``: checked before anything runs, written after the answer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_drawable(manifest: Manifest, count: int, *, numbers: bool) -> None:
     """Refuse numbers where there is no order of selection, before anything is loaded.
 
     Args:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         count: Tokens to keep of the largest picture.
         numbers: Whether the order of selection is drawn.
 

@@ -1,4 +1,4 @@
-"""How a keep ratio becomes a count: the only place where that rounding is done."""
+"""Turn a keep ratio into a count of tokens: the only place where that is rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a cache is, whether a prompt fits, and how long its answer may become."""
+"""Limits: length of the cache, whether a prompt fits, length of the answer."""
 
 from __future__ import annotations
 

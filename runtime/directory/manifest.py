@@ -1,4 +1,4 @@
-"""What an engine directory is: the schema of its ``manifest.json``.
+"""The schema of an engine directory's ``manifest.json``.
 
 Written by the export, read and checked before anything else is loaded. A record that exists
 is valid: each checks itself when it is made, and `Manifest` checks what holds between them.

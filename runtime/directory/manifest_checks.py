@@ -1,4 +1,4 @@
-"""What a field of ``manifest.json`` may hold: a function a rule, raising ``FieldError`` by name."""
+"""Rules for fields of ``manifest.json``, one function each, that raise ``FieldError``."""
 
 from __future__ import annotations
 

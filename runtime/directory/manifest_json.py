@@ -34,7 +34,7 @@ _NAMES: dict[type, str] = {
 
 
 class FieldError(EngineDirectoryError):
-    """A field of manifest.json is missing, unknown, or has a type or value it cannot have."""
+    """A field of a JSON document is missing, unknown, or has a type or value it cannot have."""
 
     def __init__(
         self,

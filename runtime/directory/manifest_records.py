@@ -218,7 +218,7 @@ class SelectorInfo:
 
 @dataclass(frozen=True, slots=True)
 class QuantInfo:
-    """How the weights of the language model are quantised.
+    """Quantisation of the language model's weights.
 
     ``scheme`` is the spelling of ``--quant``; ``method`` what made the numbers (rtn, mse, or
     awq, gptq where the checkpoint had them). ``block`` inputs share a scale (None: a whole
@@ -262,7 +262,7 @@ class KVCacheSpec:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a file holds: SHA-256 (64 lowercase hexadecimal digits) and size in bytes."""
+    """A file's SHA-256 (64 lowercase hexadecimal digits) and size in bytes."""
 
     sha256: str
     size: int

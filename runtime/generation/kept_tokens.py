@@ -55,7 +55,7 @@ class KeepRule:
     """How many tokens of a picture are kept. Made by `KeepRule.of`, which checks it.
 
     Attributes:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         keep: A fraction, a similarity to reach, or None: as exported.
     """
 

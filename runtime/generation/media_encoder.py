@@ -54,7 +54,7 @@ class MediaEncoder:
     """Encodes the pictures and videos of one engine directory.
 
     Args:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         family: Prepares them.
         backend: Runs the vision graph.
         cache: Where encoded ones are kept.

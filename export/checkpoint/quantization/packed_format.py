@@ -1,4 +1,4 @@
-"""What ``quantization_config`` in config.json says about weights that are quantised already."""
+"""Read ``quantization_config`` of checkpoints that are quantised already."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIX = "export the model that was quantised, with --quant int4"
 
 @dataclass(frozen=True, slots=True)
 class PackedFormat:
-    """How the linear layers of an AWQ or GPTQ checkpoint are packed.
+    """The packing of the linear layers of an AWQ or GPTQ checkpoint.
 
     ``block`` inputs share a scale and a zero point; stored zero points are ``zero_offset`` too
     small. ``shape``, ``codes`` and ``zeros`` are the functions of the format's module.

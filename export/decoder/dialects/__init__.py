@@ -1,4 +1,4 @@
-"""How each target spells the operations of a decoder block, one module a dialect."""
+"""The dialects of a decoder block's operations, one module each."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["join_heads", "live_length", "live_part", "row_offsets", "split_heads
 
 
 def live_length(op: GraphWriter, live_slots: ir.Value) -> ir.Value:
-    """How many slots attention looks at: int64 [1]."""
+    """Number of cache slots that attention looks at: int64 [1]."""
     return op("Shape", live_slots, start=0, end=1, name="live")
 
 

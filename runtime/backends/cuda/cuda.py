@@ -139,7 +139,7 @@ class Cuda:
         self.call("cudaStreamSynchronize", stream)
 
     def begin_capture(self, stream: Any) -> None:
-        """What follows on the stream is recorded instead of run."""
+        """Record what is enqueued on the stream from here on instead of running it."""
         mode = getattr(self._runtime.cudaStreamCaptureMode, _THREAD_LOCAL_CAPTURE)
         self.call("cudaStreamBeginCapture", stream, mode)
 

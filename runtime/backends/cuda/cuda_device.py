@@ -1,4 +1,4 @@
-"""What the first NVIDIA GPU is, asked of the driver through ctypes: no CUDA package is needed."""
+"""Properties of the first NVIDIA GPU, from the driver through ctypes: needs no CUDA package."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _ROW_THREADS = 128
 
 
 class Kernels(Protocol):
-    """What is reduced on the device; addresses and the stream are integers."""
+    """Reductions on the device; addresses and the stream are integers."""
 
     def largest_logit(self, logits: int, count: int, best: int, stream: int) -> None:
         """Write index (int32) and value of the largest of float32 [count] to ``best``."""

@@ -37,7 +37,7 @@ class Copy2D:
 def slot_copies(
     num_tensors: int, num_heads: int, capacity: int, row_bytes: int, *, filled: int, rows: int
 ) -> list[Copy2D]:
-    """How new rows get from their buffer into the cache.
+    """Copies new rows from their buffer into the cache.
 
     Both buffers hold the tensors one behind the other, each beginning at a multiple of 256
     bytes. Where no gaps arise from that, all heads of all tensors lie at one pitch, and one

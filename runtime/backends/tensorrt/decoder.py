@@ -65,7 +65,7 @@ class Decoder:
     Args:
         session: What the engines share.
         kernels: Reductions on the device.
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
     """
 
     def __init__(self, session: Session, kernels: Kernels, manifest: Manifest) -> None:

@@ -25,11 +25,11 @@ __all__ = ["DecoderPart", "num_planes"]
 
 
 class DecoderPart:
-    """Where the rows of one graph go: into its cache, and to its outputs.
+    """One decoder graph with its cache and output buffers.
 
     Args:
         session: What the engines share.
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         name: One of ``manifest.llm_graphs``.
 
     Attributes:

@@ -46,7 +46,7 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What all engines of a directory share.
+    """Objects that all engines of a directory share.
 
     Attributes:
         library: TensorRT or TensorRT-RTX.

@@ -44,7 +44,7 @@ RECORD_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What can be asked of a build and changes the engines.
+    """Build options that change the engines.
 
     Attributes:
         workspace_bytes: Memory that a kernel may use while it is chosen and run.

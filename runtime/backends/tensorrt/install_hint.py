@@ -17,7 +17,7 @@ _WORKSTATION = "pip install --extra-index-url https://pypi.nvidia.com tensorrt"
 
 
 def install_command(library: str, root: Path = _ROOT) -> str:
-    """How to get ``library`` (``tensorrt`` or ``tensorrt-rtx``) here; one line."""
+    """One line that says how to install ``library`` (``tensorrt`` or ``tensorrt-rtx``) here."""
     if library == "tensorrt-rtx":
         return _RTX
     return _JETSON if is_jetson(root) else _WORKSTATION

@@ -120,7 +120,7 @@ def llm_profiles(manifest: Manifest, part: str = "llm") -> tuple[Profile, ...]:
     """Profiles of an engine of the decoder, decode first, then prefill from the shortest on.
 
     Args:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         part: One of ``manifest.llm_graphs``.
     """
     selector, longest = manifest.selector, manifest.max_prefill_len

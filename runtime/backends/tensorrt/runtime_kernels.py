@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiles while it runs: when, and where it is kept for the next process.
+"""Kernels that TensorRT-RTX compiles at run time: when, and where they are cached.
 
 TensorRT has all kernels in the engine. TensorRT-RTX compiles them for the GPU at hand: shapes
 that vary get fallback kernels at first and better ones later, unless it is told otherwise, and

@@ -34,7 +34,7 @@ def make_selection(
     Args:
         session: What the engines share.
         engine: Gives the engine.
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         name: The graph that the engine was built from.
     """
     spec, cuda, stream = manifest.graphs[name], session.cuda, session.stream

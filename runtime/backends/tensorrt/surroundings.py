@@ -1,4 +1,4 @@
-"""What an engine is tied to: library, GPU, driver and system."""
+"""The environment an engine is tied to: library, GPU, driver and system."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Surroundings", "difference", "surroundings", "target_capabilities"]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where an engine was built, or is to run.
+    """The environment in which an engine was built, or is to run.
 
     Attributes:
         library: ``tensorrt`` or ``tensorrt-rtx``.
@@ -103,7 +103,7 @@ def target_capabilities(
 
 
 def difference(built: Surroundings, here: Surroundings) -> tuple[str, str, str] | None:
-    """What keeps an engine from running here: (what, built with, found); None if nothing does.
+    """The first mismatch that keeps an engine from running: (what, built with, found), or None.
 
     An engine built ahead of time knows no device; a driver may be newer than at build time.
     """

@@ -32,7 +32,7 @@ class VisionRunner:
     Args:
         session: What the engines share.
         kernels: Reductions on the device.
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         name: The graph, ``vision`` or another one of its kind.
         writer: Embeds the prompts.
     """

@@ -110,7 +110,7 @@ def _p50(run: Run, stage: str) -> float | None:
 
 
 def _work_facts(report: Report) -> dict[str, object]:
-    """What must be alike. Runs, not the keeps asked for: an interrupted report has fewer."""
+    """Facts that have to be equal. Runs, not keeps asked for: interrupted reports have fewer."""
     engine, work = report.engine, report.work
     return {
         "model": engine.model,

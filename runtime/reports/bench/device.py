@@ -1,4 +1,4 @@
-"""What the machine is: the facts without which a time means nothing.
+"""Facts about the machine that every reported time needs beside it.
 
 Every reader takes the root of the file system, so that a test can make up a machine.
 """

@@ -212,7 +212,7 @@ def make_predictions(runs: Sequence[Run]) -> Iterator[StageRows]:
 
 
 def verdict(run: Run) -> str:
-    """How far an answer agrees with that of keep 1.0."""
+    """Agreement of an answer with that of keep 1.0, in words."""
     if run.agreement is None:
         return "all visual tokens" if run.keep == 1 else "not compared"
     if run.agreement.same_text:

@@ -77,7 +77,7 @@ def render_csv(report: Report) -> str:
 
 
 def headline(report: Report) -> list[str]:
-    """What was measured where, in a few lines."""
+    """Model, device and workload in a few lines."""
     engine, device, work = report.engine, report.device, report.work
     facts = [device.name, device.gpu if device.gpu and device.gpu not in device.name else None]
     facts += [f"{device.cores} cores", _threads(device.threads), device.clocks, device.power_mode]
@@ -139,7 +139,7 @@ def _stage_cells(run: Run, stage: str, stat: Stat) -> tuple[str, ...]:
 
 
 def _run_table(report: Report) -> Table:
-    """What else is known of each fraction: a row for each fact, a column for each fraction."""
+    """Everything but times: a row for each fact, a column for each fraction."""
     total = report.engine.num_image_tokens
     facts = {
         "visual tokens": [describe_keep(run.num_kept, total) for run in report.runs],

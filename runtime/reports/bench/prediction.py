@@ -46,7 +46,7 @@ _F32 = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage has to move and to compute at least: bytes and floating-point operations."""
+    """Lower bound of a stage's work: bytes moved and floating-point operations."""
 
     num_bytes: float
     flops: float
@@ -65,7 +65,7 @@ def predict(
 
     Args:
         run: What was measured.
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         image_bytes: Size of the decoded picture.
         probe: What the device can do.
         num_image_tokens: N, visual tokens of the picture before pruning.

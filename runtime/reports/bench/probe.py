@@ -1,4 +1,4 @@
-"""What this machine's memory and arithmetic can do, measured in about two seconds.
+"""Measure this machine's memory bandwidth and float32 rate, in about two seconds.
 
 The probe runs in a process of its own: BLAS reads its number of threads once, at the start,
 and the arrays must not count as memory of the model.

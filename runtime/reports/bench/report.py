@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: the schema of its JSON report.
+"""The schema of a benchmark's JSON report.
 
 Times are milliseconds, memory is bytes. A number that could not be measured is null; none is
 ever infinite or NaN.
@@ -74,7 +74,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How often a time of keep 1.0 holds this run's time: median and 10-90 % range."""
+    """Speed-up over keep 1.0 (its time divided by this one): median and 10-90 % range."""
 
     median: float
     low: float
@@ -101,7 +101,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the device can do: memory bandwidth in 1e9 bytes/s, float32 rate in 1e9 FLOP/s."""
+    """Measured limits of the device: bandwidth in 1e9 bytes/s, float32 rate in 1e9 FLOP/s."""
 
     bandwidth_gb_s: float
     gflops: float
@@ -114,7 +114,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What the machine drew while it answered in watts, and the energy of one answer.
+    """Power in watts while answering, and the energy of one answer in joules.
 
     ``joules_per_answer`` is ``mean_w`` times the mean duration of an answer.
     """
@@ -130,7 +130,7 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far an answer is that of keep 1.0: equal first tokens, and whether all the text is."""
+    """Agreement with the answer at keep 1.0: number of equal first tokens, and equal text."""
 
     equal_prefix: int
     same_text: bool
@@ -163,7 +163,7 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was measured with one fraction kept.
+    """The measurements at one fraction kept.
 
     ``prompt_tokens`` is what prefill processed, ``kv_cache_bytes`` what the cache takes and
     ``live_kv_bytes`` what of it was filled at the end. ``ratios`` and ``predicted`` have
@@ -245,7 +245,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What every run had to do; ``text_tokens`` counts the prompt without the picture."""
+    """The workload of every run; ``text_tokens`` counts the prompt without the picture."""
 
     image: ImageFacts
     prompt: str

@@ -48,7 +48,7 @@ def paired_ratio(baseline: Sequence[float | None], other: Sequence[float | None]
 def agreement(
     baseline: Sequence[int], other: Sequence[int], baseline_text: str, other_text: str
 ) -> Agreement:
-    """How many first tokens of two answers are equal, and whether the whole text is."""
+    """Count the equal first tokens of two answers, and compare their texts."""
     equal = takewhile(lambda pair: pair[0] == pair[1], zip(baseline, other, strict=False))
     return Agreement(sum(1 for _ in equal), baseline_text == other_text)
 

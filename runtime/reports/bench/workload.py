@@ -1,4 +1,4 @@
-"""What is to be measured: which fractions, with which prompt, and whether all of it fits."""
+"""The workload of a benchmark: fractions, prompt and answer length, checked to fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILLER = " and"
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure and how; checked when made.
+    """Options of a benchmark, validated when made.
 
     Attributes:
         keeps: Fractions kept; None asks for the exported one. Keep 1.0 joins by itself.
@@ -92,7 +92,7 @@ def choose_keeps(
     number of tokens are measured once.
 
     Args:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         asked: Fractions; None asks for the exported one.
         num_image_tokens: Of the picture, before pruning; None takes those of the largest one.
 
@@ -124,7 +124,7 @@ def common_limit(
     """New tokens that every fraction has room for, so that all of them do the same work.
 
     Args:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         keeps: Fractions that it can serve.
         text_tokens: Tokens of the prompt beside the picture's.
         max_new_tokens: What was asked for.

@@ -120,7 +120,7 @@ class _Scoring:
     def difference(
         self, samples: Sequence[Sample], base: NDArray[np.float64], counts: NDArray[np.float64]
     ) -> Interval | None:
-        """What the value of ``counts`` is above that of ``base``, question by question."""
+        """Difference of the score of ``counts`` to that of ``base``, paired by question."""
         if not samples:
             return None
         width, value = base.shape[1], self.metric.value

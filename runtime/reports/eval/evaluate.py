@@ -24,7 +24,7 @@ Keeps = Sequence[tuple[float, int]]
 
 
 def log_header(run: EngineRun, dataset: Dataset, options: EvalOptions) -> dict[str, Any]:
-    """What answers depend on: a log is continued only by a run with the same."""
+    """Everything that answers depend on; a log is continued only by a run with equal values."""
     from divprune.runtime.backends import choose_device
 
     manifest = run.directory.manifest
@@ -50,7 +50,7 @@ def open_log(
 
 
 def to_do(run: EngineRun, dataset: Dataset, log: SampleLog) -> int:
-    """How many answers are not in the log yet."""
+    """Number of answers still missing from the log."""
     return sum(len(_missing(run, sample, log)) for sample in dataset.samples)
 
 

@@ -1,4 +1,4 @@
-"""What a prefill computes: as the papers count it, and the multiply-adds that are really made.
+"""FLOPs of a prefill as the papers count them, and the multiply-adds that are executed.
 
 With n rows, T layers, width d, FFN width m, H heads and G key/value heads of width h:
 

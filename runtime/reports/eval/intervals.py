@@ -1,4 +1,4 @@
-"""How sure a score is: 95 % intervals of shares, and of differences between two runs.
+"""95 % confidence intervals of scores, and of differences between two runs.
 
 A share gets Wilson's interval (1927), which takes the questions as independent. What is
 compared answers the *same* questions, several of them about the same picture, so differences

@@ -24,7 +24,7 @@ _MAX_NEW_TOKENS = 128
 
 
 def manifest() -> Any:
-    """What the entry point gives lmms-eval: the model's name and where its class is."""
+    """The entry point of lmms-eval: the model's name and the path of its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="divprune", simple_class_path=f"{__name__}.{_CLASS}")

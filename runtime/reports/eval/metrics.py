@@ -44,7 +44,7 @@ _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?")
 
 @dataclass(frozen=True)
 class Metric:
-    """How answers are counted.
+    """A metric: how answers are scored.
 
     Attributes:
         name: As ``--metric`` spells it.

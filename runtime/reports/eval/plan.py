@@ -22,7 +22,7 @@ __all__ = ["EngineRun", "EvalOptions", "plan_runs"]
 
 @dataclass(frozen=True, slots=True)
 class EvalOptions:
-    """What ``divprune-eval`` was asked for; None is the directory's own choice."""
+    """Options of ``divprune-eval``; None takes the directory's own."""
 
     keeps: tuple[float, ...] | None = None
     metric: str = "exact-match"
@@ -56,7 +56,7 @@ class EngineRun:
 def plan_runs(
     directories: Sequence[EngineDirectory], asked: Sequence[float] | None
 ) -> tuple[list[EngineRun], list[str]]:
-    """What each directory answers, and notes about what it cannot.
+    """The fractions each directory is evaluated at, and notes on those it cannot serve.
 
     Keep 1.0 joins wherever a directory has it, but is asked of one directory only where several
     hold the same model: with every token kept, the selector does not matter. Of several

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: the schema of its ``report.json``.
+"""The schema of an evaluation's ``report.json``.
 
 Scores are shares in [0, 1], times milliseconds, FLOPs and multiply-adds plain counts.
 """

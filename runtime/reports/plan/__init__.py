@@ -1,1 +1,1 @@
-"""What a model will need in memory, predicted from its shape alone (docs/memory.md)."""
+"""Predict the memory of a model from its shape alone (docs/memory.md)."""

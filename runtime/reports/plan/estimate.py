@@ -1,4 +1,4 @@
-"""What one way to run a model needs, part by part."""
+"""The memory estimate of one way to run a model, part by part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Estimate:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def run_peak(self, *, shared: bool) -> int:
-        """What running needs of the memory that decides: all of it, or the GPU's."""
+        """Peak bytes in the memory that limits: the shared one, or the GPU's own."""
         if shared:
             return self.host_peak + self.device_peak
         return self.device_peak or self.host_peak

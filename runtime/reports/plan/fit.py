@@ -1,4 +1,4 @@
-"""What a model needs, whether a device has it, and the cheapest change with which it fits."""
+"""Predict a model's memory, compare it with a device's, and find the cheapest change that fits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def estimate(model: ModelDimensions, settings: PlanSettings) -> Estimate:
 
 
 def spare_bytes(needs: Estimate, device: Device) -> int:
-    """What a running model leaves of the device's memory; negative where it does not fit."""
+    """Bytes of the device's memory that a running model leaves; negative if it does not fit."""
     return device.available_bytes - needs.run_peak(shared=device.shared)
 
 
@@ -83,7 +83,7 @@ def cheapest_fit(model: ModelDimensions, settings: PlanSettings, device: Device)
 
 
 def _options(model: ModelDimensions, settings: PlanSettings) -> list[tuple[str, str, Any]]:
-    """What can be changed, cheapest first: flag, field of the settings, value."""
+    """Changes to try, cheapest first, as (flag, field of the settings, value)."""
     options: list[tuple[str, str, Any]] = []
     slots = model.num_image_tokens + settings.text_tokens + _ANSWER
     slots = -(-slots // _STEP) * _STEP

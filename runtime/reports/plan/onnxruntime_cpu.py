@@ -1,4 +1,4 @@
-"""What ONNX Runtime holds on a CPU. docs/memory.md says how the numbers were found.
+"""Estimate the memory of ONNX Runtime on a CPU. docs/memory.md says how the numbers were found.
 
 Weights are mapped from the file and then *prepacked*: rearranged for the kernel, each into a
 buffer of its own, after which the mapping of that weight is let go.

@@ -39,7 +39,7 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a model needs at keep 1.0 and at keep k, on a device or on none in particular.
+    """The memory a model needs at keep 1.0 and at keep k, for one device or without one.
 
     ``change`` is what makes keep k fit where it does not; None where nothing needs to change
     or nothing helps.

@@ -1,4 +1,4 @@
-"""What the user chooses: everything about an export that its memory depends on."""
+"""Options of an export and a run that its memory depends on."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class PlanSettings:
         return 2 if self.dtype == "fp16" else 4
 
     def scheme(self) -> QuantScheme | None:
-        """What ``quant`` spells.
+        """The scheme that ``quant`` names.
 
         Raises:
             OptionError: for a scheme that is not known.

@@ -1,4 +1,4 @@
-"""What TensorRT will hold. Not compared with a GPU yet; the builder's part is measured.
+"""Estimate the memory of TensorRT. Not compared with a GPU yet; the builder's part is measured.
 
 Engines hold their weights as they are stored, but those of TensorRT-RTX hold an fp16 decoder's
 blocks twice: once as the decode profile wants them, once as the prefill profiles do. One

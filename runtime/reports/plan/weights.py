@@ -1,4 +1,4 @@
-"""How large weights are where they are stored, by part of the model."""
+"""Stored sizes of a model's weights, part by part."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Weight:
 
     @property
     def scales(self) -> int:
-        """How many scales one such matrix has."""
+        """Number of quantisation scales in one matrix."""
         if self.scheme is None:
             return 0
         block = self.scheme.block

@@ -93,7 +93,7 @@ class LanePlan:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What ``divprune-build`` is going to do."""
+    """The plan of a ``divprune-build`` run."""
 
     directory: EngineDirectory
     library: TensorRT

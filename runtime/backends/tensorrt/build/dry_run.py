@@ -15,7 +15,7 @@ _WIDTH = 16
 
 
 def describe_plan(plan: BuildPlan) -> str:
-    """What is going to be built, for which GPU, with which limits; several lines."""
+    """Describe the engines to be built, their GPU and limits; several lines."""
     manifest, workspace = plan.directory.manifest, plan.options.workspace_bytes >> 20
     lines = [
         _line("engine directory", str(plan.directory.path)),

@@ -1,4 +1,4 @@
-"""How much memory building an engine takes, and what that leaves for a kernel's workspace."""
+"""Host memory of an engine build, and the workspace limit that follows from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def workspace_limit(manifest: Manifest, device: CudaDevice | None) -> int:
     """Bytes of workspace that the memory plan leaves while the largest engine is built.
 
     Args:
-        manifest: Of the engine directory.
+        manifest: Manifest of the engine directory.
         device: The GPU; None where the build is ahead of time.
     """
     if device is None:
@@ -35,12 +35,12 @@ def workspace_limit(manifest: Manifest, device: CudaDevice | None) -> int:
 
 
 def build_peak(engine_bytes: int) -> int:
-    """What the builder needs for an engine of that size, workspace not counted."""
+    """Peak bytes of the builder for an engine of that size, workspace not counted."""
     return _BUILD_PROCESS + _BUILD_COPIES * engine_bytes
 
 
 def workspace_bytes(available: int, engine_bytes: int, *, shared: bool) -> int:
-    """What a kernel may use while the largest engine is built.
+    """Workspace limit in bytes of a kernel while the largest engine is built.
 
     Args:
         available: Bytes of the GPU's memory that the system leaves.
