@@ -138,13 +138,12 @@ def test_merged_weights_are_those_of_peft(
     ours = Checkpoint.open(directory)
     canonical = Checkpoint.open(source)
     theirs = tuned.merge_and_unload().state_dict()
-    from divprune.export.checkpoint.checkpoint import canonical_name
-
-    assert len(ours.names()) == len(canonical.names())
-    for key, value in theirs.items():
-        name = canonical_name(key)
-        if name in ours.names():
-            torch.testing.assert_close(ours.read(name).float(), value, rtol=1e-5, atol=1e-6)
+    assert sorted(ours.names()) == sorted(canonical.names())
+    merged = {ours.family.canonical_name(key): value for key, value in theirs.items()}
+    for name in merged.keys() & set(ours.names()):
+        torch.testing.assert_close(ours.read(name).float(), merged[name], rtol=1e-5, atol=1e-6)
+    changed = [n for n in merged if not torch.equal(merged[n], canonical.read(n).float())]
+    assert {name.split(".")[-2] for name in changed} >= {"q_proj", "down_proj", "linear_1"}
 
 
 # --- refused by name
