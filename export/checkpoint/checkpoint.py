@@ -30,6 +30,7 @@ from divprune.export.checkpoint.tensor_file import (
     stored_tensors,
 )
 from divprune.export.families import Family, class_of, family_class
+from divprune.runtime.directory.config_ranges import check_config
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Checkpoint:
         """
         content = read_json_object(path / "config.json")
         family = family_class(content)
+        check_config(content)
         config = load_config(path)
         packed_format = read_packed_format(content)
         tensors: dict[str, StoredTensor] = {}

@@ -61,16 +61,18 @@ class DecoderSpec:
         *,
         tied_head: bool,
         planes: tuple[str, ...] = (),
+        num_image_tokens: int = 0,
     ) -> DecoderSpec:
         """Read a transformers text config.
 
         ``tied_head`` says whether the output layer is the embedding table; the config of the
         whole model decides that, not the text config. ``planes`` are those of the family.
+        A cache is only advised that ``num_image_tokens`` and a prompt fit into.
 
         Raises:
             UnsupportedError: naming the first feature that the graphs cannot express.
         """
-        _check_supported(config, max_seq_len)
+        _check_supported(config, max_seq_len, num_image_tokens)
         _check_planes(planes, config.num_hidden_layers)
         frequencies, scaling = _rope(config)
         return cls(
@@ -115,7 +117,7 @@ def check_text_model(config: PreTrainedConfig) -> None:
         )
 
 
-def _check_supported(config: Any, max_seq_len: int) -> None:
+def _check_supported(config: Any, max_seq_len: int, num_image_tokens: int) -> None:
     check_text_model(config)
     if config.hidden_act not in ("silu", "swish"):
         raise UnsupportedError(
@@ -135,7 +137,7 @@ def _check_supported(config: Any, max_seq_len: int) -> None:
             found=config.num_key_value_heads,
         )
     _check_rope(config, max_seq_len)
-    _check_window(config, max_seq_len)
+    _check_window(config, max_seq_len, num_image_tokens)
 
 
 def _check_planes(planes: tuple[str, ...], num_layers: int) -> None:
@@ -177,12 +179,19 @@ def _check_dynamic_rope(model_len: int, max_seq_len: int) -> None:
         )
 
 
-def _check_window(config: Any, max_seq_len: int) -> None:
+def _check_window(config: Any, max_seq_len: int, num_image_tokens: int) -> None:
+    """Refuse a window that some layer uses and that a sequence may be longer than."""
     window = getattr(config, "sliding_window", None)
-    if window is not None and window < max_seq_len:
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return
+    if window < max_seq_len:
+        holds_picture = window > num_image_tokens
         raise UnsupportedError(
             "sliding-window attention is not supported",
             expected=f"sliding_window of at least --max-seq-len ({max_seq_len}), or none",
-            found=window,
-            fix=f"--max-seq-len {window}",
+            found=window
+            if holds_picture
+            else f"{window}, which is too short for a picture of {num_image_tokens} tokens",
+            fix=f"--max-seq-len {window}" if holds_picture else None,
         )

@@ -172,6 +172,7 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         max_seq_len,
         tied_head=family.tied_head,
         planes=family.vision_outputs(),
+        num_image_tokens=num_image_tokens,
     )
     checkpoint.validate()  # after the kinds of its parts, which name what is not supported
     example = example_inputs(runtime_family)

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
+from divprune.runtime.directory.config_ranges import check_config
 from divprune.runtime.errors import CheckpointError, EngineDirectoryError, UnsupportedError
 from divprune.runtime.families.protocol import (
     Family,
@@ -81,7 +82,7 @@ def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
 
     Raises:
         UnsupportedError: for another architecture, text model or tower.
-        CheckpointError: for a number that is missing or none.
+        CheckpointError: for a number that is missing, none, or out of range.
     """
     kind = content.get("model_type")
     if kind not in family_names():
@@ -90,6 +91,7 @@ def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
             expected="a model_type of " + ", ".join(family_names()) + ", as transformers saves it",
             found=f"model_type {kind}",
         )
+    check_config(content)
     return family_class(str(kind)).read_dimensions(name, content)
 
 

@@ -74,6 +74,25 @@ def test_unsupported_feature_is_refused_by_name(config: Any, named: str) -> None
         DecoderSpec.from_config(config, 128, tied_head=False)
 
 
+def test_window_shorter_than_the_picture_has_no_cache_length_that_mends_it() -> None:
+    config = transformers.MistralConfig(sliding_window=64)
+    with pytest.raises(UnsupportedError, match="too short for a picture of 100") as refused:
+        DecoderSpec.from_config(config, 128, tied_head=False, num_image_tokens=100)
+    assert refused.value.fix is None
+
+
+def test_window_that_no_layer_uses_is_none() -> None:
+    config = transformers.Qwen3Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=16,
+        sliding_window=64,
+        use_sliding_window=False,
+    )
+    assert DecoderSpec.from_config(config, 128, tied_head=False).model_type == "qwen3"
+
+
 def test_sliding_window_longer_than_the_cache_is_accepted() -> None:
     config = transformers.MistralConfig(sliding_window=128)
     assert DecoderSpec.from_config(config, 128, tied_head=False).model_type == "mistral"

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from divprune.configs import list_presets, load_preset
+from divprune.runtime.directory.config_ranges import check_config
+from divprune.runtime.errors import CheckpointError
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """A small configuration; a key such as ``text_config__vocab_size`` lies in that part."""
+    content: dict[str, Any] = {
+        "model_type": "llava",
+        "image_token_index": 470,
+        "vision_feature_layer": -2,
+        "text_config": {"model_type": "llama", "vocab_size": 480, "eos_token_id": 2},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": 56,
+            "patch_size": 8,
+            "num_hidden_layers": 3,
+        },
+    }
+    for key, value in changes.items():
+        *parts, name = key.split("__")
+        place = content
+        for part in parts:
+            place = place[part]
+        place[name] = value
+    return content
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_is_in_range(preset: str) -> None:
+    check_config(load_preset(preset).config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"text_config": None},
+        {"text_config__eos_token_id": [2, 7]},
+        {"text_config__pad_token_id": -1},
+        {"vision_feature_layer": [-3, 2]},
+        {
+            "vision_config__model_type": "internvl_vision",
+            "vision_config__image_size": [56, 56],
+            "vision_config__patch_size": [8, 8],
+        },
+    ],
+)
+def test_what_models_have_is_accepted(changes: dict[str, Any]) -> None:
+    check_config(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text_config", "llama"),
+        ("text_config__vocab_size", 0),
+        ("text_config__vocab_size", 480.0),
+        ("text_config__hidden_size", True),
+        ("text_config__num_hidden_layers", None),
+        ("text_config__num_hidden_layers", 10**12),
+        ("text_config__rms_norm_eps", float("nan")),
+        ("text_config__rope_theta", -1.0),
+        ("text_config__eos_token_id", 480),
+        ("text_config__eos_token_id", [2, "</s>"]),
+        ("text_config__model_type", 7),
+        ("vision_config__image_size", 4),
+        ("vision_config__image_size", 1 << 20),
+        ("vision_config__image_size", [56, 56]),
+        ("vision_config__patch_size", 0),
+        ("image_token_index", -5),
+        ("vision_feature_layer", 9),
+        ("vision_feature_layer", [-1, "last"]),
+    ],
+)
+def test_what_no_model_has_is_refused_by_key(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=key.replace("__", r"\.")):
+        check_config(config(**{key: value}))
