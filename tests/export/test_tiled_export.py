@@ -1,0 +1,133 @@
+"""Exports of InternVL and SmolVLM: refusals, ranges, precisions, and what TensorRT builds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiled_checkpoints import write_tiled_checkpoint
+
+from divprune.export.export_model import ExportOptions, export_model
+from divprune.runtime import Pipeline
+from divprune.runtime.directory.engine_directory import EngineDirectory
+from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from tests.export.rtx_builder import build_engine
+from tests.runtime.families.processors import picture
+
+ONE_EACH = ["internvl-qwen2-hub", "smolvlm-llama"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[[str], Path]:
+    """A new checkpoint, which a test may change."""
+    return lambda name: write_tiled_checkpoint(tmp_path / name, name)
+
+
+def export(path: Path, **options: Any) -> Path:
+    output = path.with_name("engine-" + "-".join(map(str, options.values())))
+    fixed = {"keep": 0.3, "dtype": "fp16", "verify": False, "max_seq_len": 512, "output": output}
+    export_model(ExportOptions(model=str(path), **{**fixed, **options}))
+    return output
+
+
+def change(path: Path, file: str, **changes: Any) -> Path:
+    content = json.loads((path / file).read_text())
+    (path / file).write_text(json.dumps(content | changes))
+    return path
+
+
+def test_the_original_layout_is_refused_with_the_conversion_that_helps(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    path = checkpoint("internvl-qwen2-hub")
+    change(path, "config.json", model_type="internvl_chat", architectures=["InternVLChatModel"])
+    with pytest.raises(UnsupportedError, match=r"(?s)InternVLChatModel.*fix:.*-hf"):
+        export(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "error", "message"),
+    [
+        ("internvl-qwen2-hub", "config.json", {"downsample_ratio": 0.3}, UnsupportedError, "ratio"),
+        (
+            "internvl-qwen2-hub",
+            "preprocessor_config.json",
+            {"size": {"height": 24, "width": 24}},
+            CheckpointError,
+            "does not fit the vision tower",
+        ),
+        ("smolvlm-llama", "config.json", {"scale_factor": 3}, UnsupportedError, "scale_factor"),
+        (
+            "smolvlm-llama",
+            "preprocessor_config.json",
+            {"image_mean": None},
+            CheckpointError,
+            "does not say image_mean",
+        ),
+    ],
+)
+def test_what_cannot_be_carried_is_refused_before_any_work(
+    name: str,
+    file: str,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    checkpoint: Callable[[str], Path],
+) -> None:
+    path = change(checkpoint(name), file, **changes)
+    with pytest.raises(error, match=message):
+        export(path)
+    assert [each.name for each in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_a_limit_bounds_the_ranges_in_the_manifest(
+    name: str, checkpoint: Callable[[str], Path]
+) -> None:
+    path = checkpoint(name)
+    manifest = EngineDirectory.open(export(path, max_image_tokens=21)).manifest
+    assert manifest.dims["tokens"].maximum == 20
+    assert manifest.dims["crops"].maximum == 5
+    assert manifest.dims["kept"].maximum == 6
+    assert manifest.selector.num_image_tokens == 20
+    with pytest.raises((OptionError, UnsupportedError), match="--max-image-tokens 4"):
+        export(path, max_image_tokens=3)
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_an_int8_tower_has_features_close_to_the_float_one(
+    name: str, checkpoint: Callable[[str], Path]
+) -> None:
+    path = checkpoint(name)
+    features = [
+        Pipeline.from_dir(export(path, dtype="fp32", **options)).image_features(picture(40, 30))
+        for options in ({}, {"vision_quant": "int8"})
+    ]
+    assert not np.array_equal(*features)
+    norms = [np.linalg.norm(each, axis=1) for each in features]
+    cosine = (features[0] * features[1]).sum(axis=1) / np.prod(norms, axis=0)
+    assert cosine.min() > 0.95
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt-rtx", "jetpack6"])
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_int4_exports_check_themselves(
+    name: str, target: str, checkpoint: Callable[[str], Path]
+) -> None:
+    output = export(checkpoint(name), target=target, quant="int4-g32", verify=True)
+    assert EngineDirectory.open(output).manifest.verified
+
+
+@pytest.mark.parametrize("capability", [86, 89, 120])
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_tensorrt_builds_the_vision_graph_with_every_size_dynamic(
+    name: str, capability: int, checkpoint: Callable[[str], Path]
+) -> None:
+    output = export(checkpoint(name), target="tensorrt-rtx")
+    dims = EngineDirectory.open(output).manifest.dims
+    profile = {key: (dim.minimum, dim.optimum, dim.maximum) for key, dim in dims.items()}
+    assert build_engine(output / "vision" / "model.onnx", capability, [profile])
