@@ -11,6 +11,7 @@ COMMANDS = {
     "run": ("divprune.runtime.cli.run", "an answer about pictures"),
     "chat": ("divprune.runtime.cli.chat", "a conversation about pictures"),
     "serve": ("divprune.runtime.cli.serve", "OpenAI's chat API and a page"),
+    "batch": ("divprune.runtime.cli.batch", "answers about many pictures, on many machines"),
     "bench": ("divprune.runtime.cli.bench", "times, memory and the speed-up over keep 1.0"),
     "compare": ("divprune.runtime.cli.compare", "several of its reports side by side"),
     "eval": ("divprune.runtime.cli.eval", "accuracy on a file of questions"),

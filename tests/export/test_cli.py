@@ -131,7 +131,9 @@ def test_a_command_line_that_cannot_be_parsed_is_exit_code_2(
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: divprune-export" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "divprune-export --help" in err
 
 
 def test_max_seq_len_above_the_models_is_refused_with_its_limit(
@@ -206,7 +208,7 @@ def reshaped_tensor(tiny: Path) -> None:
 
 
 def other_architecture(tiny: Path) -> None:
-    change_config(tiny, architectures=["Qwen2VLForConditionalGeneration"], model_type="qwen2_vl")
+    change_config(tiny, architectures=["PaliGemmaForConditionalGeneration"], model_type="paligemma")
 
 
 def quantised(tiny: Path) -> None:
@@ -229,8 +231,9 @@ def other_activation(tiny: Path) -> None:
     change_config(tiny, "text_config", hidden_act="gelu")
 
 
-def dynamic_rope(tiny: Path) -> None:
-    change_config(tiny, "text_config", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+def rope_by_length(tiny: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    change_config(tiny, "text_config", rope_scaling={"rope_type": "longrope", **factors})
 
 
 def sliding_window(tiny: Path) -> None:
@@ -283,13 +286,13 @@ def no_eos(tiny: Path) -> None:
         (missing_tensor, ["1 missing", "missing: language_model.norm.weight [64]"]),
         (unknown_tensor, ["1 unknown", "unknown: adapter [2, 3]"]),
         (reshaped_tensor, ["1 of another shape", "expected [480, 64], found [479, 64]"]),
-        (other_architecture, ["Qwen2VLForConditionalGeneration is not supported"]),
+        (other_architecture, ["PaliGemmaForConditionalGeneration is not supported"]),
         (quantised, ["quantised (awq)"]),
         (other_text_model, ["the text model is of a kind", "qwen3", "gemma"]),
         (text_model_without_positions, ["the text model is of a kind", "bloom"]),
         (other_tower, ["the vision tower is of a kind", "clip_vision_model", "pixtral"]),
         (other_activation, ["hidden_act", "gelu"]),
-        (dynamic_rope, ["rope scaling", "dynamic"]),
+        (rope_by_length, ["rope scaling", "longrope"]),
         (sliding_window, ["sliding-window", "--max-seq-len 64"]),
         (smaller_pictures, ["image processor and vision tower", "(56, 56)", "(48, 48)"]),
         (no_picture_facts, ["how pictures are prepared", "preprocessor_config.json"]),

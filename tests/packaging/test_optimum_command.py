@@ -59,4 +59,6 @@ def test_errors_are_those_of_divprune_export(run: Run, arguments: list[str]) -> 
     # What comes before is argparse's usage, with the name of the program.
     before, error, message = theirs.stderr.partition("error: ")
     assert error, before
-    assert message == ours.stderr.partition("error: ")[2]
+    # Where optimum's own parser refuses, the command that mends it is its to name.
+    first, *_ = message.splitlines()
+    assert first == ours.stderr.partition("error: ")[2].splitlines()[0]

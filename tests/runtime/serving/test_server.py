@@ -101,6 +101,7 @@ def test_automatic_keep_says_how_well_the_rest_is_covered(server: ServingProcess
 
 def test_caches_are_shared_by_the_requests_of_one_key_only(guarded_server: ServingProcess) -> None:
     question = [picture_part(noise_png(77)), {"type": "text", "text": "Whose is this?"}]
+    template = 8  # tokens before the picture, which an earlier test of the key may have left
 
     def ask_with(key: str) -> tuple[str, int, int]:
         before = guarded_server.metric("picture_cache_hits_total", key=KEYS[0])
@@ -113,10 +114,11 @@ def test_caches_are_shared_by_the_requests_of_one_key_only(guarded_server: Servi
         )
 
     answer, cached, hits = ask_with(KEYS[0])
-    assert (cached, hits) == (0, 0)
+    assert cached <= template
+    assert hits == 0
     again, cached, hits = ask_with(KEYS[0])
     assert again == answer
-    assert cached > 0
+    assert cached > template
     assert hits == 1
     other, cached, hits = ask_with(KEYS[1])
     assert other == answer
