@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import count as count_from
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -20,9 +19,9 @@ from divprune.runtime.generation.generation import Generation, Prefill
 from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens, take_kept
 from divprune.runtime.generation.media_encoder import MediaEncoder, PreparedMedium
-from divprune.runtime.generation.merge import splice, splice_planes
 from divprune.runtime.generation.picture_cache import PictureCache
-from divprune.runtime.generation.prefix import CachedRows, row_keys
+from divprune.runtime.generation.prefiller import Prefiller
+from divprune.runtime.generation.prefix import row_keys
 from divprune.runtime.generation.processors import make_processor
 from divprune.runtime.generation.result import ImageResult
 from divprune.runtime.generation.rows import PromptRows, prune_prompt
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from divprune.runtime.backends import Backend, Logits
+    from divprune.runtime.backends import Backend
     from divprune.runtime.directory.keep import AutoKeep
     from divprune.runtime.inputs.messages import Conversation
 
@@ -89,8 +88,7 @@ class Pipeline:
         self._table = EmbeddingTable(
             directory.file("embed_tokens.safetensors"), self._tokenizer.token
         )
-        self._cached = CachedRows()
-        self._turn = 0
+        self._prefiller = Prefiller(backend, self._table, self.manifest.model.position_axes)
         self._check_parts()
 
     @classmethod
@@ -214,28 +212,25 @@ class Pipeline:
         digests = [each.digest for each in media]
         keys = row_keys(rows, digests, [each.indices.tolist() for each in kept], scope)
         if inside and media:
-            cached, step, first, kept, selection_ms = self._prefill_pruned(
-                rows, kept, rule, sampler, clock
-            )
+            started = self._prefiller.prefill_pruned(rows, kept, rule, sampler, clock)
         else:
-            cached, step, first = self._prefill(rows, kept, keys, sampler, clock, scope)
-            selection_ms = None
+            started = self._prefiller.prefill(rows, kept, keys, sampler, clock, scope)
         prefill = Prefill(
             images=tuple(
                 _image_result(each, medium, num_pictures)
-                for each, medium in zip(kept, media, strict=True)
+                for each, medium in zip(started.kept, media, strict=True)
             ),
             prompt_tokens=len(rows),
-            cached_tokens=cached,
-            first_token=first,
+            cached_tokens=started.cached,
+            first_token=started.first_token,
             laps=clock.laps,
-            selection_ms=selection_ms,
+            selection_ms=started.selection_ms,
             kv_cache=self.manifest.kv_cache_bytes,
             backend=self.backend.name,
         )
         return Generation(
             prefill,
-            step=step,
+            step=started.step,
             sampler=sampler,
             stream=self._tokenizer.stream(),
             eos_token_ids=() if ignore_eos else self._rules.eos_token_ids,
@@ -357,7 +352,7 @@ class Pipeline:
 
     def forget(self) -> None:
         """Drop cached rows and pictures: the next answer computes everything."""
-        self._cached.clear()
+        self._prefiller.forget()
         self._encoder.cache.clear()
 
     def _write(self, conversation: Conversation, media: Sequence[Prepared | _StandIn]) -> Prompt:
@@ -406,87 +401,6 @@ class Pipeline:
             next_position=rows.next_position,
         )
 
-    def _prefill(
-        self,
-        rows: PromptRows,
-        kept: Sequence[KeptTokens],
-        keys: Sequence[tuple[Hashable, ...]],
-        sampler: Sampler,
-        clock: Stopwatch,
-        scope: Hashable,
-    ) -> tuple[int, Callable[[int], NDArray[np.float32] | Logits], int]:
-        """Prefill what the cache lacks; rows it had, the step after, and the first token."""
-        wanted = self._cached.match(keys, [span.tolist() for span in rows.spans])
-        self._cached.clear()  # until everything has worked
-        start, step = self._start_sequence(rows.next_position, wanted, scope)
-        left = [each for each, span in zip(kept, rows.spans, strict=True) if span[0] >= start]
-        is_visual = rows.is_visual[start:]
-        features = [each.features for each in left]
-        embeds = splice(rows.ids[start:], is_visual, features, self._table)
-        planes = splice_planes(is_visual, [each.planes for each in left])
-        clock.lap("merge")
-        position_ids = _batched(rows.positions[:, start:])
-        logits = self.backend.forward(embeds, position_ids, planes)
-        clock.lap("prefill")
-        first = sampler(logits)
-        clock.lap("first_sample")
-        self._cached.set(keys)
-        return start, step, first
-
-    def _prefill_pruned(
-        self,
-        rows: PromptRows,
-        kept: Sequence[KeptTokens],
-        rule: KeepRule,
-        sampler: Sampler,
-        clock: Stopwatch,
-    ) -> tuple[int, Callable[[int], NDArray[np.float32] | Logits], int, list[KeptTokens], float]:
-        """Prefill through a selection inside the LLM, which depends on the question.
-
-        So nothing of an earlier prompt can be taken from the caches behind it.
-        """
-        self._cached.clear()
-        _, step = self._start_sequence(rows.next_position, 0, None)
-        features = [each.features for each in kept]
-        embeds = splice(rows.ids, rows.is_visual, features, self._table)
-        clock.lap("merge")
-        counts = {rule.count(each.num_image_tokens) for each in kept}
-        (count,) = counts  # these selectors have a fixed N
-        position_ids = _batched(rows.positions)
-        if count == kept[0].num_image_tokens:
-            logits, selection_ms = self.backend.forward(embeds, position_ids), None
-        else:
-            pruned = self.backend.prefill_pruned(embeds, position_ids, rows.spans, count)
-            logits, selection_ms = pruned.logits, pruned.selection_ms
-            kept = [_chosen(all_, order) for all_, order in zip(kept, pruned.orders, strict=True)]
-        clock.lap("prefill")
-        first = sampler(logits)
-        clock.lap("first_sample")
-        return 0, step, first, list(kept), cast("float", selection_ms)
-
-    def _start_sequence(
-        self, next_position: int, wanted: int, scope: Hashable
-    ) -> tuple[int, Callable[[int], NDArray[np.float32] | Logits]]:
-        """Keep the first rows of the cache; how many were kept, and what feeds a token.
-
-        The function feeds one token of the new sequence behind its prompt.
-        """
-        start = self.backend.reset(wanted)
-        self._turn += 1
-        turn, positions = self._turn, count_from(next_position)
-        axes = self.manifest.model.position_axes
-
-        def step(token: int) -> NDArray[np.float32] | Logits:
-            if turn != self._turn:
-                raise RuntimeError("this pipeline has started another generation since")
-            embeds = self._table.rows([token])[np.newaxis]
-            position = next(positions)
-            logits = self.backend.forward(embeds, _batched(np.full((axes, 1), position, np.int64)))
-            self._cached.append(token, (position,) * axes, scope)
-            return logits
-
-        return start, step
-
     @property
     def _most_tokens(self) -> int:
         """Visual tokens of the largest picture, as the family counts them."""
@@ -521,12 +435,6 @@ class _StandIn:
         self.text = text
 
 
-def _batched(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions [axes, S] as the LLM graphs take them: [1, S], or [3, 1, S]."""
-    positions = np.ascontiguousarray(positions)
-    return positions if len(positions) == 1 else positions[:, np.newaxis]
-
-
 def as_pictures(
     images: EncodedOrPicture | Sequence[EncodedOrPicture],
 ) -> list[EncodedOrPicture]:
@@ -550,12 +458,6 @@ def _add_earlier_time(laps: dict[str, float], media: Sequence[PreparedMedium]) -
         if medium.encoded is not None:
             laps["preprocess"] += medium.encoded.preprocess_ms
             laps["vision"] += medium.encoded.vision_ms
-
-
-def _chosen(tokens: KeptTokens, order: NDArray[np.int64]) -> KeptTokens:
-    """What is left of a picture's tokens behind a selection inside the LLM."""
-    indices = np.sort(order)
-    return KeptTokens(indices, tokens.features[indices], tokens.num_image_tokens, order)
 
 
 def _image_result(kept: KeptTokens, medium: PreparedMedium, num_media: int) -> ImageResult:
