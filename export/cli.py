@@ -135,7 +135,11 @@ def _export(args: argparse.Namespace) -> int:
 
     progress = Progress(bars=False if args.quiet else None)
     with progress.step("loading torch and transformers"):
+        from transformers.utils import logging
+
         from divprune.export.export_model import export_model
+    if not args.verbose:  # its remarks on a configuration would stand before our refusal of it
+        logging.set_verbosity_error()
     summary = export_model(options, progress)
     if not args.quiet:
         print(summary)
