@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from divprune.runtime.cli.main_guard import (
@@ -135,11 +136,11 @@ def _export(args: argparse.Namespace) -> int:
 
     progress = Progress(bars=False if args.quiet else None)
     with progress.step("loading torch and transformers"):
-        from transformers.utils import logging
+        import transformers  # noqa: F401  (sets the level of its log, which is set again below)
 
         from divprune.export.export_model import export_model
     if not args.verbose:  # its remarks on a configuration would stand before our refusal of it
-        logging.set_verbosity_error()
+        logging.getLogger("transformers").setLevel(logging.ERROR)
     summary = export_model(options, progress)
     if not args.quiet:
         print(summary)
