@@ -123,7 +123,7 @@ def export(checkpoint, output, choices):
     if output.exists():  # an export is renamed into place when it is whole
         return
     from divprune.export.export_model import export_model
-    from divprune.export.output.progress import Progress
+    from divprune.export.graphs.progress import Progress
     from divprune.export.planning.options import ExportOptions
 
     options = ExportOptions(

@@ -132,7 +132,7 @@ def _export(args: argparse.Namespace) -> int:
         force=args.force,
     )
     _require_export_packages()
-    from divprune.export.output.progress import Progress
+    from divprune.export.graphs.progress import Progress
 
     progress = Progress(bars=False if args.quiet else None)
     with progress.step("loading torch and transformers"):

@@ -16,12 +16,12 @@ from divprune.export.checkpoint.source import resolve_model
 from divprune.export.decoder.graph import write_decoder
 from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph
 from divprune.export.graphs.lanes import check_graph
-from divprune.export.graphs.tensorrt import write_tensorrt_graphs
+from divprune.export.graphs.progress import Progress
 from divprune.export.output.host_files import write_embeddings, write_host_files
 from divprune.export.output.make_manifest import make_manifest
-from divprune.export.output.progress import Progress
 from divprune.export.output.staging import check_free_space, stage_directory
 from divprune.export.output.summary import ExportSummary
+from divprune.export.output.tensorrt_graphs import write_tensorrt_graphs
 from divprune.export.planning.options import ExportOptions
 from divprune.export.planning.plan import ExportPlan, make_plan
 from divprune.export.selection.in_llm_graph import write_in_llm_selection

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.runtime.directory.manifest import GraphSpec, TensorSpec
 from divprune.runtime.errors import DivPruneError
 

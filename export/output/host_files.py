@@ -12,17 +12,13 @@ from typing import Any
 import numpy as np
 
 from divprune.export.checkpoint.checkpoint import EMBEDDINGS
+from divprune.export.checkpoint.preprocessing import no_tokenizer, read_preprocessor_config
 from divprune.export.checkpoint.source import read_json_object
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.runtime.errors import CheckpointError
 from divprune.runtime.generation.generation_config import describe_left_out
 
-__all__ = [
-    "load_tokenizer",
-    "read_preprocessor_config",
-    "write_embeddings",
-    "write_host_files",
-]
+__all__ = ["write_embeddings", "write_host_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,20 +56,6 @@ def write_host_files(checkpoint: Path, directory: Path, config: Any, tokenizer: 
     )
 
 
-def load_tokenizer(checkpoint: Path) -> Any:
-    """The checkpoint's tokenizer as transformers loads it.
-
-    Raises:
-        CheckpointError: if it has none that can be used.
-    """
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # transformers lets errors of many libraries through
-        raise _no_tokenizer(checkpoint, f"{type(error).__name__}: {error}") from error
-
-
 def _write_tokenizer(tokenizer: Any, checkpoint: Path, directory: Path, config: Any) -> None:
     """Write the tokenizer as transformers would use it.
 
@@ -84,7 +66,7 @@ def _write_tokenizer(tokenizer: Any, checkpoint: Path, directory: Path, config: 
     with tempfile.TemporaryDirectory(dir=directory) as saved:
         tokenizer.save_pretrained(saved)
         if not Path(saved, "tokenizer.json").is_file():
-            raise _no_tokenizer(checkpoint, f"{type(tokenizer).__name__}, written in Python")
+            raise no_tokenizer(checkpoint, f"{type(tokenizer).__name__}, written in Python")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(Path(saved, name), directory / name)
     _warn_of_tokens_without_embedding(tokenizer, config.text_config.vocab_size)
@@ -105,18 +87,6 @@ def _warn_of_tokens_without_embedding(tokenizer: Any, rows: int) -> None:
             rows,
             max(beyond) + 1,
         )
-
-
-def _no_tokenizer(checkpoint: Path, found: str) -> CheckpointError:
-    old = not (checkpoint / "tokenizer.json").exists() and (checkpoint / "tokenizer.model").exists()
-    return CheckpointError(
-        "the checkpoint has no tokenizer that can be used",
-        expected=f"tokenizer.json and tokenizer_config.json in {checkpoint}",
-        found=found,
-        fix="pip install sentencepiece, which converts tokenizer.model"
-        if old
-        else "copy both files of the original model into the directory",
-    )
 
 
 def _chat_template(checkpoint: Path) -> str:
@@ -161,49 +131,6 @@ def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
     for sentence in describe_left_out(stored):
         logger.warning("%s", sentence)
     return stored
-
-
-def read_preprocessor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
-    """How pictures are prepared, and videos under ``video_processor`` where that is said.
-
-    Transformers 5 nests both in processor_config.json; older checkpoints have a file each. An
-    image processor that does not name its type is the model's own, as transformers reads it.
-
-    Raises:
-        CheckpointError: if nothing is said of pictures.
-    """
-    nested = _read_json(checkpoint / "processor_config.json") or {}
-    found = nested.get("image_processor") or _read_json(checkpoint / "preprocessor_config.json")
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            "the checkpoint does not say how pictures are prepared",
-            expected="preprocessor_config.json, or image_processor in processor_config.json",
-            found=f"neither in {checkpoint}",
-            fix="copy preprocessor_config.json of the original model into the directory",
-        )
-    if not (found.get("image_processor_type") or found.get("feature_extractor_type")):
-        found = {**found, "image_processor_type": _own_processor(config.model_type)}
-    video = nested.get("video_processor") or _read_json(
-        checkpoint / "video_preprocessor_config.json"
-    )
-    return found if video is None else {**found, "video_processor": video}
-
-
-def _own_processor(model_type: str) -> str:
-    """The image processor that transformers takes for a model type."""
-    from transformers.models.auto import image_processing_auto
-
-    names: Any = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
-    # One name for each way of computing; they differ in an ending that is not written.
-    name = next(iter(names.get(model_type, {}).values()), None)
-    if name is None:
-        raise CheckpointError(
-            "the config of the image processor does not name its type",
-            expected="image_processor_type in preprocessor_config.json",
-            found=f"none, and transformers knows no default for {model_type}",
-            fix="copy preprocessor_config.json of the original model into the directory",
-        )
-    return str(name)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.export.output.staging import record_files
 from divprune.export.planning.plan import ExportPlan
 from divprune.runtime.directory.manifest import (

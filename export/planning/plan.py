@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from divprune.export.checkpoint.checkpoint import EMBEDDINGS, LM_HEAD, Checkpoint, expected_tensors
+from divprune.export.checkpoint.preprocessing import load_tokenizer, read_preprocessor_config
 from divprune.export.checkpoint.source import ModelSource
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import Dialect, get_dialect
@@ -17,8 +18,8 @@ from divprune.export.decoder.graph import DecoderPart
 from divprune.export.decoder.spec import DecoderSpec, check_text_model
 from divprune.export.families import Family
 from divprune.export.graphs.lanes import LANES, Lane
-from divprune.export.output.host_files import load_tokenizer, read_preprocessor_config
 from divprune.export.planning.options import ExportOptions
+from divprune.export.planning.signals import Signal, resolve_signals
 from divprune.export.selection import (
     InLLMSelector,
     Selector,
@@ -27,7 +28,6 @@ from divprune.export.selection import (
     get_selector,
 )
 from divprune.export.selection.sizes import KEPT, TOKENS
-from divprune.export.vision.signals import Signal, resolve_signals
 from divprune.runtime import families as runtime_families
 from divprune.runtime.directory.keep import kept_count
 from divprune.runtime.directory.limits import default_max_seq_len

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from divprune.export.selection.protocol import SIGNALS, Arrays, Selector
+from divprune.export.selection.selection_graph import write_selection
 from divprune.export.selection.sizes import TOKENS
-from divprune.export.vision.selection_graph import write_selection
 from divprune.runtime.errors import NumericalError, OptionError
 
 __all__ = [

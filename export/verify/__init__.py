@@ -15,7 +15,7 @@ from packaging.version import Version
 from divprune.export.decoder.dialects import Dialect
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.graphs.files import DECODER_FILES
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.export.planning.plan import ExportPlan
 from divprune.export.verify.comparison import Tolerance
 from divprune.export.verify.decoder import check_block, check_head, check_last_query

@@ -11,6 +11,7 @@ import numpy as np
 from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import Selector
 from divprune.export.selection.downsample import resize
+from divprune.export.selection.selection_graph import KEPT_SLOTS
 from divprune.export.verify.comparison import (
     Tolerance,
     check_cover,
@@ -20,7 +21,6 @@ from divprune.export.verify.comparison import (
 )
 from divprune.export.verify.reference import load_weights
 from divprune.export.verify.subgraph import make_session, more_outputs, run_session
-from divprune.export.vision.selection_graph import KEPT_SLOTS
 from divprune.runtime.errors import NumericalError
 from divprune.runtime.memory import release_freed_memory
 

@@ -21,7 +21,7 @@ from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.graphs.files import ir_version
 from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.downsample import interpolate_positions, write_resize
-from divprune.export.vision.selection_graph import OPSET, SELECTION_SCOPE, name_order, register
+from divprune.export.selection.selection_graph import OPSET, SELECTION_SCOPE, name_order, register
 from divprune.export.vision.trace import TracedInput, attach_weights, trace_module
 
 if TYPE_CHECKING:

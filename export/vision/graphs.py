@@ -16,12 +16,12 @@ import onnx_ir as ir
 
 from divprune.export.graphs.files import describe_graph, save_graph, share_data
 from divprune.export.graphs.lanes import check_graph
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import Selector
+from divprune.export.selection.selection_graph import write_selection
 from divprune.export.vision.attention import fuse_attention
 from divprune.export.vision.downsampled import small_size, trace_downsampled, write_resize_alone
-from divprune.export.vision.selection_graph import write_selection
 from divprune.export.vision.trace import TracedInput, trace_features, trace_vision
 from divprune.runtime.directory.manifest import GraphSpec
 

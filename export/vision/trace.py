@@ -32,8 +32,8 @@ import onnx_ir as ir
 from divprune.export.checkpoint.quantization.vision_int8 import quantize_tower
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.graphs.files import ir_version
+from divprune.export.selection.selection_graph import OPSET, append_mixture, append_selection
 from divprune.export.selection.sizes import KEPT, TOKENS
-from divprune.export.vision.selection_graph import OPSET, append_mixture, append_selection
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:

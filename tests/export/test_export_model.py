@@ -23,8 +23,8 @@ from divprune.export import export_model as module
 from divprune.export.cli import main
 from divprune.export.decoder.dialects import OrtDialect
 from divprune.export.export_model import export_model
+from divprune.export.graphs.progress import Advance, Progress
 from divprune.export.graphs.writer import GraphWriter
-from divprune.export.output.progress import Advance, Progress
 from divprune.export.output.summary import ExportSummary
 from divprune.export.planning.options import ExportOptions
 from divprune.export.selection.divprune import DivPrune

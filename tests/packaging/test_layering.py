@@ -34,6 +34,11 @@ FRONT = "divprune.runtime"  # holds the version, and loads everything else when 
 GUARD = "divprune.runtime.cli.main_guard"
 
 LARGEST_FOLDER = 12
+# Of the exporter: a folder imports from those named before it.
+EXPORT_FOLDERS = [
+    *("graphs", "selection", "families", "checkpoint", "decoder"),
+    *("planning", "vision", "verify", "output"),
+]
 
 
 def modules() -> dict[str, Path]:
@@ -89,6 +94,14 @@ def layer(module: str) -> int:
     return max(prefixes)[1] if prefixes else len(LAYERS)
 
 
+def place_in_export(module: str) -> int:
+    """The place of a module's folder in EXPORT_FOLDERS; those of the runtime come before all."""
+    parts = module.split(".")[1:3]
+    if parts[0] != "export":
+        return -1
+    return EXPORT_FOLDERS.index(parts[1]) if parts[-1] in EXPORT_FOLDERS else len(EXPORT_FOLDERS)
+
+
 def circle(graph: dict[str, list[str]]) -> list[str] | None:
     """Modules that import one another in a ring; None without any."""
     done: set[str] = set()
@@ -137,6 +150,16 @@ def test_export_configs_and_plugins_do_not_run_models(module) -> None:
     below = tuple(f"divprune.runtime.{part}" for part in NOT_FOR_EXPORT)
     wrong = [other for other in ARROWS[module] if other.startswith(below) and other not in allowed]
     assert not wrong, f"{module} imports what runs a model"
+
+
+def test_folders_of_export_import_from_those_before_them() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, found in ARROWS.items()
+        for other, types in found.items()
+        if not types and place_in_export(module) < place_in_export(other)
+    ]
+    assert not wrong
 
 
 def test_runtime_knows_nothing_of_export() -> None:

@@ -32,7 +32,7 @@ class OnnxDialect:
     shapes of a decode step stay what they are for as long as that length does. Its own inputs for
     a cache are of no use here: TensorRT refuses ``past_key`` and ignores ``nonpad_kv_seqlen``
     without a word. What TensorRT alone needs to be told is added to a copy of the file
-    (``divprune.export.graphs.tensorrt``): ONNX Runtime runs this one.
+    (``divprune.export.output.tensorrt_graphs``): ONNX Runtime runs this one.
     """
 
     name = "onnx"

@@ -22,7 +22,7 @@ from divprune.export.decoder.graph import DecoderPart, write_decoder
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.families.llava import LlavaFamily
 from divprune.export.graphs.files import describe_graph, save_graph
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.runtime.directory.manifest import CACHE_LENGTH, LIVE_SLOTS, TensorSpec
 
 MAX_SEQ_LEN = 32

@@ -16,7 +16,7 @@ from divprune.export.decoder.dialects import DIALECTS, get_dialect
 from divprune.export.decoder.graph import DecoderPart, write_decoder
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.files import save_graph
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.runtime.directory.manifest import CACHE_LENGTH
 from divprune.runtime.directory.quant_scheme import INT8, QuantScheme
 from divprune.runtime.errors import UnsupportedError

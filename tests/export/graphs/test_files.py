@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 
 from divprune.export.graphs.files import describe_graph, save_graph
+from divprune.export.graphs.progress import Advance, Progress
 from divprune.export.graphs.writer import GraphWriter
-from divprune.export.output.progress import Advance, Progress
 from divprune.runtime.directory.manifest import GraphSpec, TensorSpec
 
 INLINE = 16 * 1024

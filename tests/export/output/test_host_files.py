@@ -15,11 +15,11 @@ import pytest
 from transformers import AutoProcessor, AutoTokenizer
 
 from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
+from divprune.export.checkpoint.preprocessing import load_tokenizer
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.output import host_files
 from divprune.export.output.host_files import (
     EMBEDDINGS,
-    load_tokenizer,
     write_embeddings,
     write_host_files,
 )

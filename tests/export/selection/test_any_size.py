@@ -16,8 +16,8 @@ from onnxruntime import InferenceSession
 from divprune.export.graphs.lanes import LANES, check_graph
 from divprune.export.selection import SELECTORS, Selector, Setting, get_selector
 from divprune.export.selection.contract import Case, VariableGraph, cases, check_selector
+from divprune.export.selection.selection_graph import write_selection
 from divprune.export.selection.similarity import MAX_GRAM_TOKENS
-from divprune.export.vision.selection_graph import write_selection
 from divprune.runtime.errors import UnsupportedError
 from tests.export.rtx_builder import Range, build_engine
 from tests.export.selection.brute_force import choose, cosines, covers
@@ -197,7 +197,7 @@ def test_tensorrt_rtx_builds_the_subgraph(
 def packed_features(setting: Setting, opset: int) -> ir.Model:
     """A vision-like graph: patches of crops to rows, gathered by an index, then selected."""
     from divprune.export.graphs.writer import GraphWriter
-    from divprune.export.vision.selection_graph import append_selection, register
+    from divprune.export.selection.selection_graph import append_selection, register
 
     patches = ir.val("pixel_values", ir.DataType.FLOAT16, ["crops", 36, 24])
     rows = ir.val("token_rows", ir.DataType.INT64, ["tokens"])

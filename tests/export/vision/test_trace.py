@@ -21,9 +21,9 @@ from divprune.export.checkpoint.packed_layers import PackedLayer
 from divprune.export.checkpoint.weights import DTYPES, WeightSource
 from divprune.export.families.llava import LlavaFamily
 from divprune.export.graphs.files import save_graph
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.export.selection import get_selector
-from divprune.export.vision.selection_graph import write_selection
+from divprune.export.selection.selection_graph import write_selection
 from divprune.export.vision.trace import TracedInput, trace_vision
 from divprune.runtime.errors import UnsupportedError
 

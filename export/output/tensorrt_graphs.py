@@ -22,7 +22,7 @@ import onnx_ir as ir
 from divprune.export.graphs.files import DECODER_FILES, describe_graph
 from divprune.export.graphs.lanes import Lane, check_graph
 from divprune.export.selection import InLLMSelector, PluginSelector, Selector
-from divprune.export.vision.selection_graph import SELECTION_SCOPE, append_selection
+from divprune.export.selection.selection_graph import SELECTION_SCOPE, append_selection
 from divprune.plugins.node import MAX_TOKENS, NAMESPACE
 from divprune.runtime.directory.manifest import GraphSpec
 

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 
 SHOW = """
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 with Progress().step("writing LLM graph", 4_000_000) as advance:
     advance(1_000_000)
     advance(3_000_000)

@@ -16,11 +16,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from divprune.export.graphs.lanes import LANES, check_graph
-from divprune.export.graphs.tensorrt import replace_selection, write_tensorrt_graphs
+from divprune.export.output.tensorrt_graphs import replace_selection, write_tensorrt_graphs
 from divprune.export.selection import Setting, get_selector
 from divprune.export.selection.divprune import choose_max_min
+from divprune.export.selection.selection_graph import write_selection
 from divprune.export.selection.similarity import Gram
-from divprune.export.vision.selection_graph import write_selection
 from divprune.plugins.node import MAX_TOKENS
 from divprune.runtime.directory.manifest import Manifest
 
