@@ -10,11 +10,12 @@ CLIENT_LISTS := tests/runtime/serving/clients
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv clients demo test lint typecheck format clean
+.PHONY: help venv clients demo test coverage lint typecheck format clean
 
 help:
 	@echo "make demo       set up, then answer a question about a picture with 10 % of its tokens"
 	@echo "make test       set up, then lint, type check and all tests"
+	@echo "make coverage   all tests, and which lines they run (half as long again)"
 	@echo "make lint       ruff, mypy and pyright only"
 	@echo "make format     let ruff mend what it can"
 	@echo "make clients    install the clients that the server is tested with (PyPI, npm)"
@@ -43,7 +44,10 @@ demo: $(STAMP)
 	@$(BIN)/python demo/demo.py
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov -n auto --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -n auto --dist loadfile
+
+coverage: $(STAMP)
+	$(BIN)/python -m pytest --cov -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
