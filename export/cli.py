@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 from pathlib import Path
 
@@ -136,8 +137,7 @@ def _export(args: argparse.Namespace) -> int:
 
     progress = Progress(bars=False if args.quiet else None)
     with progress.step("loading torch and transformers"):
-        import transformers  # noqa: F401  (sets the level of its log, which is set again below)
-
+        importlib.import_module("transformers")  # sets the level of its log, set again below
         from divprune.export.export_model import export_model
     if not args.verbose:  # its remarks on a configuration would stand before our refusal of it
         logging.getLogger("transformers").setLevel(logging.ERROR)
