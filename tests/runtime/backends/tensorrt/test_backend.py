@@ -143,7 +143,7 @@ def test_the_narrowest_profile_runs_and_steps_become_one_launch(machine, pipelin
 def test_a_step_is_one_launch_and_one_wait(machine, pipeline, built):
     answer(pipeline, max_new_tokens=4)
     machine.cuda.calls.clear()
-    _, step = pipeline._start_sequence(0, 0, None)
+    _, step = pipeline._prefiller._start(0, 0, None)
     step(5)
     machine.cuda.calls.clear()
     step(6)
@@ -216,7 +216,7 @@ def test_an_error_while_steps_are_recorded_leaves_nothing_behind(machine, pipeli
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    _, step = pipeline._start_sequence(0, 0, None)
+    _, step = pipeline._prefiller._start(0, 0, None)
     step(5)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.backend._decoder._kernels, "largest_logit", interrupt)

@@ -126,7 +126,7 @@ def test_a_step_is_one_launch_and_one_wait(built):
     machine, path = built
     pipeline: Any = Pipeline.from_dir(path)
     answer(pipeline, max_new_tokens=4)
-    _, step = pipeline._start_sequence(0, 0, None)
+    _, step = pipeline._prefiller._start(0, 0, None)
     step(5)
     machine.cuda.calls.clear()
     step(6)
