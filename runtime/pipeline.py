@@ -189,10 +189,9 @@ class Pipeline:
             self._encoder.prepare(each, num_media=num_pictures, num_frames=num_frames, scope=scope)
             for each in opened
         ]
-        prompt, positions, next_position = self._number(
-            self._write(conversation, [each.prepared for each in media]),
-            [each.prepared for each in media],
-        )
+        prepared = [each.prepared for each in media]
+        prompt = self._write(conversation, prepared)
+        positions, next_position = self.family.positions(prompt.is_visual, prepared)
         self._check_fits(prompt, media, rule)
         clock.lap("preprocess")
         # Inside the LLM every token enters; the front layers process all of them.
@@ -365,12 +364,6 @@ class Pipeline:
             self._tokenizer,
             self.manifest.model.visual_token_ids,
         )
-
-    def _number(
-        self, prompt: Prompt, media: Sequence[Prepared]
-    ) -> tuple[Prompt, NDArray[np.int64], int]:
-        """The prompt with the positions [axes, L] of its rows and that of the answer."""
-        return (prompt, *self.family.positions(prompt.is_visual, media))
 
     def _check_fits(self, prompt: Prompt, media: Sequence[PreparedMedium], rule: KeepRule) -> None:
         """Refuse a prompt that is too long before the vision graph runs, where that is known."""
