@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from divprune.export.checkpoint.source import read_json_object
+from divprune.export.checkpoint.source import read_json_if_there
 from divprune.runtime.errors import CheckpointError
 
 __all__ = ["load_tokenizer", "no_tokenizer", "read_preprocessor_config"]
@@ -47,8 +47,10 @@ def read_preprocessor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
     Raises:
         CheckpointError: if nothing is said of pictures.
     """
-    nested = _read(checkpoint / "processor_config.json") or {}
-    found = nested.get("image_processor") or _read(checkpoint / "preprocessor_config.json")
+    nested = read_json_if_there(checkpoint / "processor_config.json") or {}
+    found = nested.get("image_processor") or read_json_if_there(
+        checkpoint / "preprocessor_config.json"
+    )
     if not isinstance(found, dict):
         raise CheckpointError(
             "the checkpoint does not say how pictures are prepared",
@@ -58,7 +60,9 @@ def read_preprocessor_config(checkpoint: Path, config: Any) -> dict[str, Any]:
         )
     if not (found.get("image_processor_type") or found.get("feature_extractor_type")):
         found = {**found, "image_processor_type": _own_processor(config.model_type)}
-    video = nested.get("video_processor") or _read(checkpoint / "video_preprocessor_config.json")
+    video = nested.get("video_processor") or read_json_if_there(
+        checkpoint / "video_preprocessor_config.json"
+    )
     return found if video is None else {**found, "video_processor": video}
 
 
@@ -77,7 +81,3 @@ def _own_processor(model_type: str) -> str:
             fix="copy preprocessor_config.json of the original model into the directory",
         )
     return str(name)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json_object(path) if path.is_file() else None

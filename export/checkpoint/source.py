@@ -18,6 +18,7 @@ __all__ = [
     "ALLOW_PATTERNS",
     "IGNORE_PATTERNS",
     "ModelSource",
+    "read_json_if_there",
     "read_json_object",
     "resolve_model",
     "weight_files",
@@ -279,3 +280,12 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """
     fix = "download the checkpoint again" if file.exists() else "give the directory of a checkpoint"
     return bounded_json.read_json_object(file, error=CheckpointError, fix=fix)
+
+
+def read_json_if_there(file: Path) -> dict[str, Any] | None:
+    """Content of a JSON file that a checkpoint may lack: None without it.
+
+    Raises:
+        CheckpointError: if it is there and `read_json_object` refuses it.
+    """
+    return read_json_object(file) if file.is_file() else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from divprune.export.checkpoint.checkpoint import EMBEDDINGS
 from divprune.export.checkpoint.preprocessing import no_tokenizer, read_preprocessor_config
-from divprune.export.checkpoint.source import read_json_object
+from divprune.export.checkpoint.source import read_json_if_there
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.runtime.errors import CheckpointError
 from divprune.runtime.generation.generation_config import describe_left_out
@@ -108,7 +108,7 @@ def _stored_template(path: Path) -> str | None:
         return None
     if path.suffix == ".jinja":
         return _read_text(path)
-    template = (_read_json(path) or {}).get("chat_template")
+    template = (read_json_if_there(path) or {}).get("chat_template")
     if isinstance(template, list):
         entries = (entry for entry in template if isinstance(entry, dict))
         named = {entry.get("name"): entry.get("template") for entry in entries}
@@ -117,7 +117,7 @@ def _stored_template(path: Path) -> str | None:
 
 
 def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
-    stored = _read_json(checkpoint / "generation_config.json") or {}
+    stored = read_json_if_there(checkpoint / "generation_config.json") or {}
     if stored.get("eos_token_id") is None:
         eos = getattr(config, "eos_token_id", None)
         eos = config.text_config.eos_token_id if eos is None else eos
@@ -131,10 +131,6 @@ def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
     for sentence in describe_left_out(stored):
         logger.warning("%s", sentence)
     return stored
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return read_json_object(path) if path.is_file() else None
 
 
 def _read_text(path: Path) -> str:
