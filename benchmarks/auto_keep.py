@@ -75,18 +75,16 @@ def answer_all(pipeline, dataset):
         scores = {}  # equal counts are equal answers
         for rule, (keep, number) in enumerate(zip(keeps, counts, strict=True)):
             if number not in scores:
-                answers = [
-                    (
-                        pipeline.generate(
-                            encoded, s.question, keep=keep, max_new_tokens=40
-                        ).result.text,
-                        s,
-                    )
-                    for s in samples
-                ]
-                scores[number] = sum(count(text, s.answers)[0] for text, s in answers)
+                scores[number] = sum(
+                    count(answer(pipeline, encoded, sample.question, keep), sample.answers)[0]
+                    for sample in samples
+                )
             right[rule, place] = scores[number]
     return kept, right, asked
+
+
+def answer(pipeline, encoded, question, keep):
+    return pipeline.generate(encoded, question, keep=keep, max_new_tokens=40).result.text
 
 
 def compare(kept, right, asked):
