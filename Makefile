@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo       set up, then answer a question about a picture with 10 % of its tokens"
 	@echo "make test       set up, then lint, type check and all tests"
-	@echo "make coverage   all tests, and which lines they run (half as long again)"
+	@echo "make coverage   all tests, and which lines they run"
 	@echo "make lint       ruff, mypy and pyright only"
 	@echo "make format     let ruff mend what it can"
 	@echo "make clients    install the clients that the server is tested with (PyPI, npm)"

@@ -28,8 +28,8 @@ PACKAGE_FOLDERS = ("configs", "export", "plugins", "runtime")
 def _share_cores() -> None:
     """Give each of pytest-xdist's workers cores of its own.
 
-    Threads of ONNX Runtime wait actively: where two workers have as many threads as there are
-    cores, a third of the time goes into waiting.
+    Threads of ONNX Runtime wait actively: with more of them than cores, workers take time from
+    each other by waiting.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []

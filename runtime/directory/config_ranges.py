@@ -1,6 +1,6 @@
 """Values of ``config.json`` checked against their ranges before any library takes them.
 
-A library says of them what it stumbles over, or takes minutes and gigabytes to find out.
+Otherwise a library fails with an error of its own, or takes minutes and gigabytes before it does.
 """
 
 from __future__ import annotations
