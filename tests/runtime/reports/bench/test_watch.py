@@ -21,13 +21,14 @@ needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 def test_a_peak_is_seen_that_is_over_when_it_is_asked_for():
     before = rss()
     with watch_memory() as peaks:
-        block = np.ones(64 * MIB, np.uint8)
+        # Large beside what threads of earlier tests in this process take meanwhile.
+        block = np.ones(256 * MIB, np.uint8)
         time.sleep(0.05)
         del block
         after = rss()
         found = peaks()
-    assert after < before + 32 * MIB
-    assert found.host >= before + 60 * MIB
+    assert after < before + 128 * MIB
+    assert found.host >= before + 240 * MIB
     assert found.device is None
 
 
