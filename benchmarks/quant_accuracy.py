@@ -168,10 +168,10 @@ def answer(item, data):
     print(f"{label} has answered", file=sys.stderr)
     return label, {
         keep: [
-            metric.count(records[sample.id, count].text or "", sample.answers)[0]
+            metric.count(records[sample.id, keep].text or "", sample.answers)[0]
             for sample in dataset.samples
         ]
-        for keep, count in run.keeps
+        for keep in run.keeps
     }
 
 

@@ -189,7 +189,7 @@ def answer_all(pool, runs, data, limit, work):
     started = time.monotonic()
     futures = [
         pool.submit(answer, run, dataset.path, limit, work / split)
-        for run in sorted(runs, key=lambda run: -sum(count for _, count in run.keeps))
+        for run in sorted(runs, key=lambda run: -sum(run.keeps))
         for split, dataset in data.items()
     ]
     for done, future in enumerate(as_completed(futures), 1):

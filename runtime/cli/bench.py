@@ -43,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("engine_dir", type=Path, metavar="ENGINE_DIR", nargs="?",
         help="directory from divprune-export; none with --serve")  # fmt: skip
-    add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1 (default: as"
-        " exported); 1.0 joins wherever the directory has it")  # fmt: skip
+    add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1, and auto:C"
+        " (default: as exported); 1.0 joins wherever the directory has it")  # fmt: skip
     add("--image", help="path, http(s) URL, or - for standard input (default: built-in)")
     add("--prompt", default="Describe the image.", help="the question (default: %(default)s)")
     add("--prompt-tokens", type=int, metavar="N", help="pad the prompt to about N text tokens")
@@ -144,8 +144,9 @@ def _measure_server(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace) -> BenchOptions:
     """Check what can be checked before any file is opened."""
+    from divprune.runtime.directory.keep import parse_keeps
     from divprune.runtime.reports.bench.output import check_output
-    from divprune.runtime.reports.bench.workload import BenchOptions, parse_keeps
+    from divprune.runtime.reports.bench.workload import BenchOptions
 
     options = BenchOptions(
         keeps=parse_keeps(arguments.keep) if arguments.keep is not None else None,

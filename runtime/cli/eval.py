@@ -47,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     add("data", type=Path, metavar="DATA", help="JSONL of image, question, answer (or answers)")
     add("--compare", type=Path, nargs="+", metavar="ENGINE_DIR", default=[],
         help="more engine directories for the same table")  # fmt: skip
-    add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1 (default: as"
+    add("--keep", metavar="LIST", help="fractions kept, such as 1.0,0.25,0.1, and auto:C to"
+        " keep as few as leave no dropped token less similar than C to a kept one (default: as"
         " exported); 1.0 joins wherever a directory has it")  # fmt: skip
     add("--metric", default="exact-match", metavar="NAME", help=_METRICS)
     add("--limit", type=int, metavar="N", help="only the first N samples")
@@ -91,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace) -> EvalOptions:
     """Check what can be checked before any file is opened."""
-    from divprune.runtime.reports.bench.workload import parse_keeps
+    from divprune.runtime.directory.keep import parse_keeps
     from divprune.runtime.reports.eval.plan import EvalOptions
 
     return EvalOptions(

@@ -18,6 +18,7 @@ __all__ = [
     "exported_count",
     "kept_count",
     "parse_keep",
+    "parse_keeps",
     "validate_keep",
 ]
 
@@ -41,11 +42,11 @@ class AutoKeep:
                 "--keep auto: takes a similarity",
                 expected="auto:C with 0 < C <= 1 (auto:0.8 keeps what every dropped token "
                 "resembles to 0.8)",
-                found=f"auto:{self.cover:g}",
+                found=str(self),
             )
 
     def __str__(self) -> str:
-        return f"{_AUTO}{self.cover:g}"
+        return f"{_AUTO}{self.cover}"
 
 
 Keep: TypeAlias = "float | AutoKeep"
@@ -60,14 +61,34 @@ def parse_keep(value: float | str | AutoKeep) -> Keep:
     if isinstance(value, AutoKeep):
         return value
     try:
-        if isinstance(value, str) and value.startswith(_AUTO):
-            return AutoKeep(float(value.removeprefix(_AUTO)))
-        return validate_keep(float(value))
+        return _read_keep(value)
     except (TypeError, ValueError) as error:
         raise OptionError(
             "--keep is not a number",
             expected="a fraction kept such as 0.1, or auto:C such as auto:0.8",
             found=repr(value),
+        ) from error
+
+
+def _read_keep(value: float | str) -> Keep:
+    if isinstance(value, str) and value.startswith(_AUTO):
+        return AutoKeep(float(value.removeprefix(_AUTO)))
+    return validate_keep(float(value))
+
+
+def parse_keeps(text: str) -> tuple[Keep, ...]:
+    """Fractions and similarities from a list such as ``1.0,0.25,auto:0.8``.
+
+    Raises:
+        OptionError: if one of them is neither, or out of range.
+    """
+    try:
+        return tuple(_read_keep(word.strip()) for word in text.split(","))
+    except ValueError as error:
+        raise OptionError(
+            "--keep is not a list of fractions",
+            expected="such as 1.0,0.25,0.1 or 0.1,auto:0.8",
+            found=repr(text),
         ) from error
 
 

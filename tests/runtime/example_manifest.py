@@ -79,3 +79,11 @@ def with_changes(manifest: Manifest, **changes: Any) -> Manifest:
         new = replace(getattr(manifest, part), **{field: value}) if field else value
         manifest = replace(manifest, **{part: new})
     return manifest
+
+
+def with_cover(manifest: Manifest) -> Manifest:
+    """The same with a vision graph that tells ``selection_cover``."""
+    vision = manifest.graphs["vision"]
+    cover = TensorSpec("selection_cover", "float32", (4,))
+    graph = replace(vision, outputs=(*vision.outputs, cover))
+    return with_changes(manifest, graphs={**manifest.graphs, "vision": graph})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.reports.bench.report import STAGES, Agreement, Power, Ratio, Run, Stages
 from divprune.runtime.reports.bench.statistics import agreement, describe, paired_ratio, rate
 
 if TYPE_CHECKING:
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
     from divprune.runtime.reports.bench.measure import Measurement, Sample
 
@@ -16,10 +18,10 @@ __all__ = ["assemble_runs", "stage_time"]
 
 
 def assemble_runs(measurement: Measurement, manifest: Manifest) -> tuple[Run, ...]:
-    """One row for each fraction that has a sample, the largest first."""
+    """One row for each fraction or similarity that has a sample, the largest first."""
     return tuple(
         _assemble(keep, measurement, manifest)
-        for keep in sorted(measurement.samples, reverse=True)
+        for keep in reversed(measurement.samples)
         if measurement.samples[keep]
     )
 
@@ -32,7 +34,7 @@ def stage_time(sample: Sample, stage: str) -> float | None:
     return time
 
 
-def _assemble(keep: float, measurement: Measurement, manifest: Manifest) -> Run:
+def _assemble(keep: Keep, measurement: Measurement, manifest: Manifest) -> Run:
     samples = measurement.samples[keep]
     result = samples[0].result
     stages = _stages(samples)
@@ -43,15 +45,15 @@ def _assemble(keep: float, measurement: Measurement, manifest: Manifest) -> Run:
     peaks = measurement.peaks.get(keep)
     decode = stages.decode_per_token
     slots = result.prompt_tokens + len(result.token_ids) - 1  # the last token is never fed
-    removed = result.images[0].num_image_tokens - result.images[0].num_kept
+    image = result.images[0]
     return Run(
-        keep=keep,
-        num_kept=result.images[0].num_kept,
+        keep=image.num_kept / image.num_image_tokens if isinstance(keep, AutoKeep) else keep,
+        num_kept=image.num_kept,
         prompt_tokens=result.prompt_tokens,
         new_tokens=len(result.token_ids),
         finish_reason=result.finish_reason,
         kv_cache_bytes=result.memory.kv_cache,
-        live_kv_bytes=manifest.live_kv_bytes(slots, removed),
+        live_kv_bytes=manifest.live_kv_bytes(slots, image.num_image_tokens - image.num_kept),
         peak_host_bytes=peaks.host if peaks else None,
         peak_device_bytes=peaks.device if peaks else None,
         stages=stages,
@@ -60,9 +62,10 @@ def _assemble(keep: float, measurement: Measurement, manifest: Manifest) -> Run:
         ratios={stage: ratio for stage, ratio in ratios.items() if ratio is not None},
         agreement=_agreement(baseline, samples),
         text=result.text,
-        kept_indices=result.images[0].kept_indices,
+        kept_indices=image.kept_indices,
         predicted={},
         power=_power(measurement.watts.get(keep, []), samples),
+        auto=keep.cover if isinstance(keep, AutoKeep) else None,
     )
 
 

@@ -15,6 +15,7 @@ from divprune.runtime.backends import (
     load_selection,
 )
 from divprune.runtime.backends.cuda.nvml import open_nvml
+from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.families import load_family
 from divprune.runtime.pipeline import Pipeline
 from divprune.runtime.reports.bench.assemble import assemble_runs
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from divprune.runtime.backends import Selection
     from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
     from divprune.runtime.reports.bench.report import Probe, Run
 
@@ -82,6 +84,9 @@ def benchmark(
     # Before the model is loaded: the probe needs some memory of its own for a moment.
     probe = probe_device(options.threads) if options.probe and not gpu else None
     pipeline, selection = _load(directory, options)
+    if any(isinstance(keep, AutoKeep) for keep in keeps):
+        cover = pipeline.encode_image(image).features.cover
+        keeps, notes = choose_keeps(manifest, options.keeps, num_image_tokens, cover)
     work, more_notes = _define_work(pipeline, options, keeps, image, source, num_image_tokens)
     if selection is None and not manifest.selector.inside_llm:
         more_notes.append(
@@ -130,7 +135,7 @@ def _load(directory: EngineDirectory, options: BenchOptions) -> tuple[Pipeline, 
 def _define_work(
     pipeline: Pipeline,
     options: BenchOptions,
-    keeps: tuple[float, ...],
+    keeps: tuple[Keep, ...],
     image: Image.Image,
     source: str,
     num_image_tokens: int,
@@ -150,18 +155,18 @@ def _define_work(
         ignore_eos=options.ignore_eos,
         warmup=options.warmup,
         iters=options.iters,
-        keeps=tuple(reversed(keeps)),
+        keeps=tuple(str(k) if isinstance(k, AutoKeep) else k for k in reversed(keeps)),
     )
     return work, notes
 
 
 def _runner(
     pipeline: Pipeline, work: Work, image: Image.Image, selection: Selection | None
-) -> Callable[[float], Sample]:
+) -> Callable[[Keep], Sample]:
     """A function that answers once; a selection of the vision graph is timed alone after it."""
     features = None if selection is None else pipeline.image_features(image)
 
-    def run(keep: float) -> Sample:
+    def run(keep: Keep) -> Sample:
         generation = pipeline.generate(
             image,
             work.prompt,

@@ -99,7 +99,7 @@ def comparison(reports: Sequence[Report]) -> list[dict[str, Any]]:
             times = [_p50(run, stage) for run in runs]
             if any(ms is not None for ms in times):
                 speedups = [times[0] / ms if ms and times[0] is not None else None for ms in times]
-                keep = runs[0].keep
+                keep = format_keep(runs[0].asked) if runs[0].auto else runs[0].keep
                 entries.append({"stage": stage, "keep": keep, "p50_ms": times, "speedup": speedups})
     return entries
 
@@ -122,7 +122,7 @@ def _work_facts(report: Report) -> dict[str, object]:
         "text tokens": work.text_tokens,
         "max new tokens": work.max_new_tokens,
         "ignore EOS": work.ignore_eos,
-        "kept fractions": ", ".join(format_keep(run.keep) for run in report.runs),
+        "kept fractions": ", ".join(format_keep(run.asked) for run in report.runs),
         "kept tokens": ", ".join(str(run.num_kept) for run in report.runs),
     }
 

@@ -79,7 +79,7 @@ def _marks(runs: Sequence[Run], top: float) -> Iterator[Mark]:
     for run in runs:
         time = run.stages.ttft
         median = f"{format_ms(time.p50)} ms"
-        tooltip = f"keep {format_keep(run.keep)}: median {median}, p90 {format_ms(time.p90)} ms"
+        tooltip = f"keep {format_keep(run.asked)}: median {median}, p90 {format_ms(time.p90)} ms"
         places = (_x(run.keep), _y(time.p50, top), _y(time.min, top), _y(time.p90, top))
         yield Mark(*places, median if 100 * run.keep in labelled else "", tooltip)
 

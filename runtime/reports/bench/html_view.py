@@ -100,7 +100,7 @@ def make_headline(runs: Sequence[Run], total: int) -> Headline:
         total: N, visual tokens of the picture.
     """
     best = _headline_run(runs)
-    detail = f"at keep {format_keep(best.keep)}: {best.num_kept} of {total} visual tokens"
+    detail = f"at keep {format_keep(best.asked)}: {best.num_kept} of {total} visual tokens"
     ratio = best.ratios.get("ttft")
     if ratio is None:
         missing = "a smaller fraction" if best.keep == 1 else "keep 1.0"
@@ -145,7 +145,7 @@ def make_bars(runs: Sequence[Run], total: int) -> Iterator[Bar]:
             for stage, mean in zip(TTFT_STAGES, means, strict=True)
         )
         note = f"{run.num_kept} of {total} tokens"
-        yield Bar(f"keep {format_keep(run.keep)}", note, _time(sum(means)), segments)
+        yield Bar(f"keep {format_keep(run.asked)}", note, _time(sum(means)), segments)
 
 
 def make_memory(runs: Sequence[Run]) -> Iterator[Group]:
@@ -179,7 +179,7 @@ def make_stages(runs: Sequence[Run]) -> Iterator[StageRows]:
         measured = [(run, stat) for run in runs if (stat := getattr(run.stages, stage)) is not None]
         rows = tuple(
             (
-                format_keep(run.keep),
+                format_keep(run.asked),
                 *map(format_ms, (stat.p50, stat.p90, stat.p99)),
                 *_speed_up(run.ratios.get(stage)),
                 _mean(stat),
@@ -197,7 +197,7 @@ def make_predictions(runs: Sequence[Run]) -> Iterator[StageRows]:
     for stage in _TABLE_STAGES:
         rows = tuple(
             (
-                format_keep(run.keep),
+                format_keep(run.asked),
                 format_ms(predicted.ms),
                 format_ms(stat.p50) if (stat := getattr(run.stages, stage)) else _NONE,
                 predicted.bound,
@@ -238,7 +238,7 @@ def _group(
     known = [(run, value) for run, value in values if value is not None]
     largest = max((value for _, value in known), default=0) or 1
     bars = tuple(
-        (format_keep(run.keep), f"{100 * value / largest:.3f}", write(value))
+        (format_keep(run.asked), f"{100 * value / largest:.3f}", write(value))
         for run, value in known
     )
     if bars:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from divprune.runtime.directory.keep import describe_keep
+from divprune.runtime.directory.keep import Keep, describe_keep
 from divprune.runtime.reports.bench.report import STAGES, Power, Ratio, Report, Run, Stat
 from divprune.runtime.reports.tables import (
     Table,
@@ -64,13 +64,14 @@ def render_csv(report: Report) -> str:
     writer = csv.writer(out, lineterminator="\n")
     stat = [name if name == "n" else f"{name}_ms" for name in _STAT_COLUMNS]
     ratio = [f"speedup_{field.name}" for field in fields(Ratio)]
-    first = ["model", "device", "backend", "dtype", "keep", "num_kept", "prompt_tokens"]
+    first = ["model", "device", "backend", "dtype", "keep", "auto", "num_kept", "prompt_tokens"]
     last = ["roofline_ms", "bound", "achieved", *(field.name for field in fields(Power))]
     writer.writerow([*first, "new_tokens", "stage", *stat, *ratio, *last])
     engine = report.engine
     for run in report.runs:
-        facts = [engine.model, report.device.name, engine.backend, engine.dtype, run.keep]
-        facts += [run.num_kept, run.prompt_tokens, run.new_tokens]
+        engine_facts = [engine.model, report.device.name, engine.backend, engine.dtype]
+        counts = [run.num_kept, run.prompt_tokens, run.new_tokens]
+        facts = [*engine_facts, run.keep, run.auto, *counts]
         for stage, measured in run.stages.measured():
             writer.writerow([*facts, stage, *_csv_numbers(run, stage, measured)])
     return out.getvalue()
@@ -104,7 +105,7 @@ def stage_table(runs: Sequence[Run]) -> Table:
         for run in runs:
             stat: Stat | None = getattr(run.stages, stage)
             if stat is not None:
-                rows.append((label, format_keep(run.keep), *_stage_cells(run, stage, stat)))
+                rows.append((label, format_keep(run.asked), *_stage_cells(run, stage, stat)))
                 label = ""
     return Table(header, tuple(rows), labels=2)
 
@@ -116,8 +117,10 @@ def stage_label(stage: str) -> str:
     return "  of it selection" if stage == "selection" else stage.replace("_", " ")
 
 
-def format_keep(keep: float) -> str:
-    """The fraction as it is written on the command line; all of it is 1.0."""
+def format_keep(keep: Keep | str) -> str:
+    """What to keep as it is written on the command line; all of it is 1.0."""
+    if not isinstance(keep, (int, float)):
+        return str(keep)
     return f"{keep:g}" if keep < 1 else "1.0"
 
 
@@ -154,7 +157,7 @@ def _run_table(report: Report) -> Table:
         "answer against keep 1.0": [_agreement(run) for run in report.runs],
     }
     facts |= _power_rows(report.runs)
-    header = ("", *(f"keep {format_keep(run.keep)}" for run in report.runs))
+    header = ("", *(f"keep {format_keep(run.asked)}" for run in report.runs))
     return Table(header, tuple((fact, *cells) for fact, cells in facts.items()))
 
 
@@ -173,7 +176,7 @@ def _power_rows(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def _closing_lines(report: Report) -> list[str]:
     answers = [
-        f"answer with keep {format_keep(run.keep)}: {_shorten(run.text)}" for run in report.runs
+        f"answer with keep {format_keep(run.asked)}: {_shorten(run.text)}" for run in report.runs
     ]
     return [plain(line) for line in (*answers, *(f"note: {note}" for note in report.notes))]
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from divprune.runtime.directory.keep import Keep
 from divprune.runtime.generation.result import GenerationResult
 
 __all__ = ["Measurement", "Meter", "Peaks", "Sample", "Watch", "measure", "turns"]
@@ -46,12 +47,13 @@ Meter = Callable[[], AbstractContextManager[Callable[[], list[float]]]]
 class Measurement:
     """Samples by fraction kept, warm-up excluded, and what the first run of each needed.
 
-    ``watts`` are the readings of power during the samples; empty where it cannot be read.
+    The fractions ascend by the tokens they keep. ``watts`` are the readings of power during the
+    samples; empty where it cannot be read.
     """
 
-    samples: dict[float, list[Sample]]
-    peaks: dict[float, Peaks] = field(default_factory=dict)
-    watts: dict[float, list[float]] = field(default_factory=dict)
+    samples: dict[Keep, list[Sample]]
+    peaks: dict[Keep, Peaks] = field(default_factory=dict)
+    watts: dict[Keep, list[float]] = field(default_factory=dict)
     interrupted: bool = False
 
 
@@ -64,8 +66,8 @@ def turns(keeps: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
 
 
 def measure(
-    run: Callable[[float], Sample],
-    keeps: Sequence[float],
+    run: Callable[[Keep], Sample],
+    keeps: Sequence[Keep],
     *,
     warmup: int,
     iters: int,
@@ -81,8 +83,8 @@ def measure(
     measured round is watched. Power is read during the rounds that count.
 
     Args:
-        run: Answers once with a fraction kept.
-        keeps: Different fractions, ascending.
+        run: Answers once with a fraction kept, or a similarity to reach.
+        keeps: Different ones, ascending by the tokens they keep.
         warmup: Rounds that are thrown away.
         iters: Rounds that count.
         watch: Makes a context that watches memory.

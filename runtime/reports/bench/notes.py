@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from divprune.runtime.reports.bench.layout import format_keep
+
 if TYPE_CHECKING:
     from divprune.runtime.reports.bench.measure import Measurement
     from divprune.runtime.reports.bench.report import DeviceFacts, Probe, Run
@@ -40,7 +42,7 @@ def surrounding_notes(options: BenchOptions, device: DeviceFacts, probe: Probe |
 def steadiness_notes(measurement: Measurement) -> list[str]:
     """A note for every fraction whose answers were not the same in every round."""
     return [
-        f"keep {keep:g}: the answers of different rounds differ"
+        f"keep {format_keep(keep)}: the answers of different rounds differ"
         for keep, samples in measurement.samples.items()
         if len({sample.result.token_ids for sample in samples}) > 1
     ]

@@ -82,7 +82,7 @@ def draw_kept_patches(
     pictures = {}
     for run in report.runs:
         if run.num_kept < total:
-            caption = f"keep {format_keep(run.keep)}: {describe_keep(run.num_kept, total)}"
+            caption = f"keep {format_keep(run.asked)}: {describe_keep(run.num_kept, total)}"
             if undrawn := count_undrawn(token_map, run.kept_indices):
                 caption += f"; {undrawn} of them outside the picture (padding), not drawn"
             drawn = draw_overlay(picture, token_map, run.kept_indices)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from divprune.runtime.directory.keep import AutoKeep, Keep
 from divprune.runtime.directory.manifest_json import FieldError, dump, parse, read_dataclass
 from divprune.runtime.errors import DivPruneError
 
@@ -45,6 +46,7 @@ STAGES = (
     "ttft",
     "decode_per_token",
 )
+_OPTIONAL = {"power": None, "auto": None}  # what a run of a file may leave out
 _BOUNDS = ("memory", "compute")
 _NUMBER_LIST = re.compile(r"\[\n([-+.,\deE\s]*)\]")  # no string of JSON has a bare newline
 
@@ -167,8 +169,10 @@ class Run:
 
     ``prompt_tokens`` is what prefill processed, ``kv_cache_bytes`` what the cache takes and
     ``live_kv_bytes`` what of it was filled at the end. ``ratios`` and ``predicted`` have
-    stages as keys; the run with keep 1.0 has no ratios and no agreement. ``power`` may be
-    missing in a file: most machines cannot tell it.
+    stages as keys; the run with keep 1.0 has no ratios and no agreement. ``auto`` is the
+    similarity that was asked for instead of a fraction, None otherwise; ``keep`` is what it
+    kept of this picture. It and ``power``, which most machines cannot tell, may be missing in a
+    file.
     """
 
     keep: float
@@ -189,13 +193,20 @@ class Run:
     kept_indices: tuple[int, ...]
     predicted: dict[str, Prediction]
     power: Power | None = None
+    auto: float | None = None
 
     def __post_init__(self) -> None:
+        _check_finite("auto", self.auto)
         for name in ("prefill_tokens_per_s", "decode_tokens_per_s"):
             _check_finite(name, getattr(self, name))
         for field in ("ratios", "predicted"):
             unknown = sorted(set(getattr(self, field)) - set(STAGES))
             _check(field, not unknown, f"stages of {', '.join(STAGES)}", ", ".join(unknown))
+
+    @property
+    def asked(self) -> Keep:
+        """What was asked for: the fraction, or the similarity to reach."""
+        return self.keep if self.auto is None else AutoKeep(self.auto)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +256,11 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The workload of every run; ``text_tokens`` counts the prompt without the picture."""
+    """The workload of every run.
+
+    ``text_tokens`` counts the prompt without the picture, ``keeps`` are what was asked for:
+    fractions, and similarities such as ``auto:0.8``.
+    """
 
     image: ImageFacts
     prompt: str
@@ -254,7 +269,7 @@ class Work:
     ignore_eos: bool
     warmup: int
     iters: int
-    keeps: tuple[float, ...]
+    keeps: tuple[float | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,9 +324,7 @@ def _with_optional_fields(report: dict[str, Any]) -> dict[str, Any]:
     runs = report.get("runs")
     if not isinstance(runs, list):
         return report
-    return report | {
-        "runs": [{"power": None} | run if isinstance(run, dict) else run for run in runs]
-    }
+    return report | {"runs": [_OPTIONAL | run if isinstance(run, dict) else run for run in runs]}
 
 
 def _check_schema_version(version: object, name: str) -> None:

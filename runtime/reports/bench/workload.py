@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from divprune.runtime.backends import check_choice
-from divprune.runtime.directory.keep import validate_keep
+from divprune.runtime.directory.keep import AutoKeep, parse_keep
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import OptionError
 from divprune.runtime.generation.kept_tokens import KeepRule
+from divprune.runtime.reports.bench.layout import format_keep
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
 
-__all__ = ["BenchOptions", "choose_keeps", "common_limit", "pad_prompt", "parse_keeps"]
+__all__ = ["BenchOptions", "choose_keeps", "common_limit", "pad_prompt"]
 
 _FILLER = " and"
 
@@ -25,7 +30,8 @@ class BenchOptions:
     """Options of a benchmark, validated when made.
 
     Attributes:
-        keeps: Fractions kept; None asks for the exported one. Keep 1.0 joins by itself.
+        keeps: Fractions kept, and similarities to reach; None asks for the exported fraction.
+            Keep 1.0 joins by itself.
         prompt: The question.
         prompt_tokens: Text tokens to pad it to.
         max_new_tokens: Upper limit of an answer.
@@ -39,7 +45,7 @@ class BenchOptions:
         probe: Measure bandwidth and FLOP rate for the prediction.
     """
 
-    keeps: tuple[float, ...] | None = None
+    keeps: tuple[Keep, ...] | None = None
     prompt: str = "Describe the image."
     prompt_tokens: int | None = None
     max_new_tokens: int = 64
@@ -54,7 +60,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         for keep in self.keeps or ():
-            validate_keep(keep)
+            parse_keep(keep)
         validate_max_new_tokens(self.max_new_tokens)
         check_choice(self.backend, self.device, self.threads, self.residency)
         for option, value, lowest in (("--iters", self.iters, 1), ("--warmup", self.warmup, 0)):
@@ -66,57 +72,53 @@ class BenchOptions:
                 )
 
 
-def parse_keeps(text: str) -> tuple[float, ...]:
-    """Fractions from ``1.0,0.25,0.1``.
-
-    Raises:
-        OptionError: for what is no list of fractions in (0, 1].
-    """
-    keeps = []
-    for word in text.split(","):
-        try:
-            keeps.append(validate_keep(float(word)))
-        except ValueError as error:
-            raise OptionError(
-                "--keep is not a list of fractions", expected="such as 1.0,0.25,0.1", found=text
-            ) from error
-    return tuple(keeps)
-
-
 def choose_keeps(
-    manifest: Manifest, asked: Sequence[float] | None, num_image_tokens: int | None = None
-) -> tuple[tuple[float, ...], list[str]]:
-    """Fractions to measure, ascending, and notes about them.
+    manifest: Manifest,
+    asked: Sequence[Keep] | None,
+    num_image_tokens: int | None = None,
+    cover: NDArray[np.float32] | None = None,
+) -> tuple[tuple[Keep, ...], list[str]]:
+    """What to measure, ascending by the tokens kept, and notes about it.
 
-    Keep 1.0 joins wherever the engine directory has the baseline. Fractions that keep the same
-    number of tokens are measured once.
+    Keep 1.0 joins wherever the engine directory has the baseline. What keeps the same number of
+    tokens is measured once. How many a similarity to reach keeps is not known without ``cover``:
+    those come first then.
 
     Args:
         manifest: Manifest of the engine directory.
-        asked: Fractions; None asks for the exported one.
+        asked: Fractions and similarities; None asks for the exported fraction.
         num_image_tokens: Of the picture, before pruning; None takes those of the largest one.
+        cover: float32 [K], ``selection_cover`` of the picture, where it has been encoded.
 
     Raises:
         OptionError: for a fraction that this directory cannot serve.
+        UnsupportedError: for a similarity where the graph tells no cover.
     """
     selector = manifest.selector
     total = num_image_tokens or selector.num_image_tokens
-    by_count: dict[int, float] = {}
+    by_count: dict[int, Keep] = {}
+    unknown = set[AutoKeep]()
     notes = []
     for keep in asked or (selector.keep,):
-        count = KeepRule.of(manifest, keep).count(total)
+        rule = KeepRule.of(manifest, keep)
+        if isinstance(keep, AutoKeep) and cover is None:
+            unknown.add(keep)
+            continue
+        count = rule.count(total, cover)
         if by_count.setdefault(count, keep) != keep:
-            notes.append(f"keep {keep:g} is the same {count} tokens as {by_count[count]:g}")
+            same = format_keep(by_count[count])
+            notes.append(f"keep {format_keep(keep)} is the same {count} tokens as {same}")
     if manifest.baseline or selector.num_kept == selector.num_image_tokens:
         by_count[total] = 1.0
     else:
         notes.append("exported without the baseline: nothing can be compared with keep 1.0")
-    return tuple(by_count[count] for count in sorted(by_count)), notes
+    known = (by_count[count] for count in sorted(by_count))
+    return (*sorted(unknown, key=lambda keep: keep.cover), *known), notes
 
 
 def common_limit(
     manifest: Manifest,
-    keeps: Sequence[float],
+    keeps: Sequence[Keep],
     text_tokens: int,
     max_new_tokens: int,
     num_image_tokens: int | None = None,
@@ -125,7 +127,7 @@ def common_limit(
 
     Args:
         manifest: Manifest of the engine directory.
-        keeps: Fractions that it can serve.
+        keeps: What it can serve.
         text_tokens: Tokens of the prompt beside the picture's.
         max_new_tokens: What was asked for.
         num_image_tokens: Of the picture, before pruning; None takes those of the largest one.
@@ -134,9 +136,9 @@ def common_limit(
         PromptError: if the prompt does not fit with one of them.
     """
     limit = max_new_tokens
-    for keep in sorted(keeps, reverse=True):  # the longest prompt first: it has the least room
-        total = num_image_tokens or manifest.selector.num_image_tokens
-        count = KeepRule.of(manifest, keep).count(total)
+    total = num_image_tokens or manifest.selector.num_image_tokens
+    counts = {KeepRule.of(manifest, keep).count(total) for keep in keeps}
+    for count in sorted(counts, reverse=True):  # the longest prompt first: it has the least room
         limit = answer_limit(
             manifest,
             max_new_tokens=limit,

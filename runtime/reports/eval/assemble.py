@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from divprune.runtime.backends import choose_device
+from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.reports.bench.device import core_count, cpu_name, tool_versions
 from divprune.runtime.reports.eval.flops import (
     decoder_shape,
@@ -16,25 +17,19 @@ from divprune.runtime.reports.eval.flops import (
     paper_flops,
     prefill_macs,
 )
-from divprune.runtime.reports.eval.intervals import bootstrap, wilson
-from divprune.runtime.reports.eval.metrics import Metric, get_metric
-from divprune.runtime.reports.eval.report import (
-    REPORT_VERSION,
-    DataFacts,
-    EvalReport,
-    Interval,
-    Row,
-)
+from divprune.runtime.reports.eval.log import keep_in_log
+from divprune.runtime.reports.eval.metrics import get_metric
+from divprune.runtime.reports.eval.report import REPORT_VERSION, DataFacts, EvalReport, Row
+from divprune.runtime.reports.eval.scoring import Answers, Scoring
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
-    from divprune.runtime.reports.eval.dataset import Dataset, Sample
+    from divprune.runtime.reports.eval.dataset import Dataset
     from divprune.runtime.reports.eval.log import Record
     from divprune.runtime.reports.eval.plan import EngineRun, EvalOptions
 
-    Records = Mapping[tuple[str, int], Record]
+    Records = Mapping[tuple[str, float | str], Record]
 
 __all__ = ["assemble_report"]
 
@@ -55,13 +50,12 @@ def assemble_report(
         options: As the answers were made.
         notes: What a reader should know.
     """
-    scoring = _Scoring(dataset, get_metric(options.metric))
-    rows = []
+    scoring = Scoring(dataset, get_metric(options.metric))
+    rows: list[Row] = []
     device = choose_device(options.backend, runs[0].directory, options.device)
     for run in runs:
-        baseline = _baseline_records(run, runs, logs)
-        for keep, count in reversed(run.keeps):
-            rows.append(_row(run, keep, count, logs[run.label], baseline, scoring))
+        baseline = _baseline_answers(run, runs, logs, scoring)
+        rows += _run_rows(run, logs[run.label], baseline, scoring)
     return EvalReport(
         report_version=REPORT_VERSION,
         tools=tool_versions(),
@@ -81,140 +75,84 @@ def assemble_report(
     )
 
 
-class _Scoring:
-    """A metric over the samples of a data set."""
-
-    def __init__(self, dataset: Dataset, metric: Metric) -> None:
-        self.samples = dataset.samples
-        self.metric = metric
-        places = {image: i for i, image in enumerate(dict.fromkeys(s.image for s in self.samples))}
-        self._picture = {sample.id: places[sample.image] for sample in self.samples}
-
-    def counts(self, samples: Sequence[Sample], records: Sequence[Record]) -> NDArray[np.float64]:
-        """Counts [samples, m] of answers."""
-        pairs = zip(samples, records, strict=True)
-        rows = [self.metric.count(record.text or "", sample.answers) for sample, record in pairs]
-        return np.array(rows, np.float64)
-
-    def by_picture(
-        self, samples: Sequence[Sample], counts: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Counts [pictures, m], summed over the questions about each picture."""
-        places = np.array([self._picture[sample.id] for sample in samples])
-        _, places = np.unique(places, return_inverse=True)
-        sums = np.zeros((int(places.max()) + 1, counts.shape[1]))
-        np.add.at(sums, places, counts)
-        return sums
-
-    def score(self, samples: Sequence[Sample], counts: NDArray[np.float64]) -> Interval:
-        """The metric's value with its interval."""
-        if not samples:
-            return Interval(0.0, 0.0, 1.0)
-        total = counts.sum(axis=0)
-        if self.metric.is_share:
-            low, high = wilson(total[0], total[1])
-        else:
-            low, high = bootstrap(self.by_picture(samples, counts), self.metric.value)
-        return Interval(float(self.metric.value(total)), low, high)
-
-    def difference(
-        self, samples: Sequence[Sample], base: NDArray[np.float64], counts: NDArray[np.float64]
-    ) -> Interval | None:
-        """Difference of the score of ``counts`` to that of ``base``, paired by question."""
-        if not samples:
-            return None
-        width, value = base.shape[1], self.metric.value
-
-        def above(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-            return value(sums[..., width:]) - value(sums[..., :width])
-
-        pictures = self.by_picture(samples, np.concatenate((base, counts), axis=1))
-        return Interval(float(above(pictures.sum(axis=0))), *bootstrap(pictures, above))
-
-
-def _baseline_records(
-    run: EngineRun, runs: Sequence[EngineRun], logs: Mapping[str, Records]
-) -> dict[str, Record]:
-    """The answers at keep 1.0 that a run is compared with, by sample."""
+def _baseline_answers(
+    run: EngineRun, runs: Sequence[EngineRun], logs: Mapping[str, Records], scoring: Scoring
+) -> Answers:
+    """The answers at keep 1.0 that a run is compared with."""
     for other in runs:
-        if other.label == run.baseline and other.keeps and other.keeps[-1][0] == 1.0:
-            count = other.keeps[-1][1]
-            return {
-                sample: record
-                for (sample, kept), record in logs[other.label].items()
-                if kept == count and record.error is None
-            }
-    return {}
+        if other.label == run.baseline:
+            return scoring.answers(_of_keep(logs[other.label], 1.0))
+    return scoring.answers({})
 
 
-def _row(
-    run: EngineRun,
-    keep: float,
-    count: int,
-    records: Records,
-    baseline: Mapping[str, Record],
-    scoring: _Scoring,
-) -> Row:
-    tried = [(sample, records.get((sample.id, count))) for sample in scoring.samples]
-    answered = [(sample, record) for sample, record in tried if record and record.error is None]
-    samples, given = [sample for sample, _ in answered], [record for _, record in answered]
-    counts = scoring.counts(samples, given)
-    both = np.array([sample.id in baseline for sample in samples], bool)
-    compared = [sample for sample in samples if sample.id in baseline]
-    base = scoring.counts(compared, [baseline[sample.id] for sample in compared])
-    manifest = run.directory.manifest
-    selector, layer = manifest.selector, _layer(manifest)
-    times = [record.times_ms.ttft for record in given if record.times_ms]
-    text = np.array([record.text_tokens for record in given if record.text_tokens], np.float64)
-    return Row(
-        engine=run.label,
-        selector=selector.name,
-        layer=layer,
-        keep=keep,
-        num_kept=count,
-        num_image_tokens=selector.num_image_tokens,
-        layer_tokens=mean_layer_tokens(
-            manifest.kv_cache.num_layers, selector.num_image_tokens, count, layer=layer or 0
-        ),
-        answers=len(given),
-        errors=sum(record is not None and record.error is not None for _, record in tried),
-        score=scoring.score(samples, counts),
-        difference=scoring.difference(compared, base, counts[both]) if keep != 1.0 else None,
-        categories=_categories(samples, counts, scoring.metric),
-        ttft_ms=float(np.median(times)) if times else None,
-        **_arithmetic(manifest, count, text),
-    )
+def _of_keep(records: Records, keep: Keep) -> dict[str, Record]:
+    """The records of one fraction or similarity, by sample."""
+    wanted = keep_in_log(keep)
+    return {sample: record for (sample, kept), record in records.items() if kept == wanted}
 
 
-def _categories(
-    samples: Sequence[Sample], counts: NDArray[np.float64], metric: Metric
-) -> dict[str, float]:
-    names = sorted({sample.category for sample in samples if sample.category is not None})
-    values = {}
-    for name in names:
-        inside = np.array([sample.category == name for sample in samples])
-        values[name] = float(metric.value(counts[inside].sum(axis=0)))
-    return values
+def _run_rows(
+    run: EngineRun, records: Records, baseline: Answers, scoring: Scoring
+) -> Iterator[Row]:
+    """The rows of an engine directory, those with most tokens first, similarities last."""
+    fixed = [keep for keep in run.keeps if not isinstance(keep, AutoKeep)]
+    fractions = [scoring.answers(_of_keep(records, keep)) for keep in fixed]
+    if 1.0 not in fixed:
+        fractions.append(baseline)
+    autos = [keep for keep in run.keeps if isinstance(keep, AutoKeep)]
+    rows: list[Keep] = [*reversed(fixed), *reversed(autos)]
+    for keep in rows:
+        tried = _of_keep(records, keep)
+        answers = scoring.answers(tried)
+        errors = sum(sample.id in tried for sample in scoring.samples) - len(answers)
+        auto = keep.cover if isinstance(keep, AutoKeep) else None
+        facts = _tokens(run.directory.manifest, answers)
+        share = facts["num_kept"] / facts["num_image_tokens"] if len(answers) else 0.0
+        times = [record.times_ms.ttft for record in answers.records if record.times_ms]
+        yield Row(
+            engine=run.label,
+            selector=run.directory.manifest.selector.name,
+            layer=_layer(run.directory.manifest),
+            keep=share if isinstance(keep, AutoKeep) else keep,
+            auto=auto,
+            answers=len(answers),
+            errors=errors,
+            score=scoring.score(answers),
+            difference=None if keep == 1.0 else scoring.difference(baseline, answers),
+            gain=None if auto is None else scoring.gain(answers, fractions),
+            categories=scoring.categories(answers),
+            ttft_ms=float(np.median(times)) if times else None,
+            **facts,
+        )
 
 
-def _arithmetic(manifest: Manifest, count: int, text: NDArray[np.float64]) -> dict[str, float]:
-    """Means over the answers: tokens around the picture, and what the prefill computes."""
-    if not len(text):
-        names = ("text_tokens", "paper_flops", "paper_ratio", "macs", "macs_ratio")
-        return dict.fromkeys(names, 0.0)
-    shape, selector = decoder_shape(manifest), manifest.selector
-    layer = _layer(manifest) or 0
-    whole, kept = text + selector.num_image_tokens, text + count
+_MEANS = (
+    "num_kept", "kept_low", "kept_high", "num_image_tokens", "layer_tokens", "text_tokens",
+    "paper_flops", "paper_ratio", "macs", "macs_ratio",
+)  # fmt: skip
+
+
+def _tokens(manifest: Manifest, answers: Answers) -> dict[str, float]:
+    """Over the answers: tokens of pictures and around them, and what the prefill computes.
+
+    Each picture counts with its own number of tokens.
+    """
+    if not answers:
+        return dict.fromkeys(_MEANS, 0.0)
+    total, kept = answers.numbers("num_image_tokens"), answers.numbers("num_kept")
+    text = answers.numbers("text_tokens")
+    shape, layer = decoder_shape(manifest), _layer(manifest) or 0
+    seen = mean_layer_tokens(shape.num_layers, total, kept, layer=layer) if layer else kept
     sizes = (shape.num_layers, shape.hidden_size, shape.intermediate_size)
-    flops = paper_flops(*sizes, whole, kept, layer=layer)
-    macs = prefill_macs(shape, whole, kept, layer=layer)
-    return {
-        "text_tokens": float(text.mean()),
-        "paper_flops": float(flops.mean()),
-        "paper_ratio": float((flops / paper_flops(*sizes, whole)).mean()),
-        "macs": float(macs.mean()),
-        "macs_ratio": float((macs / prefill_macs(shape, whole)).mean()),
-    }
+    flops = paper_flops(*sizes, text + total, text + kept, layer=layer)
+    macs = prefill_macs(shape, text + total, text + kept, layer=layer)
+    low, high = np.quantile(kept, (0.1, 0.9))
+    values = (
+        kept, low, high, total, seen, text,
+        flops, flops / paper_flops(*sizes, text + total),
+        macs, macs / prefill_macs(shape, text + total),
+    )  # fmt: skip
+    return {name: float(np.mean(value)) for name, value in zip(_MEANS, values, strict=True)}
 
 
 def _layer(manifest: Manifest) -> int | None:

@@ -127,10 +127,11 @@ def _curves(rows: Sequence[Row]) -> dict[str, tuple[_Style, list[Row]]]:
     """
     curves: dict[str, tuple[_Style, list[Row]]] = {}
     for row in sorted(rows, key=_tokens):
-        if row.keep != 1.0:
+        if not row.is_baseline:
             lap, place = divmod(len(curves), len(_COLOURS))
             style = _Style(_COLOURS[place], lap % 3)
             name = row.method if row.num_kept else f"{row.selector} (by layer)"
+            name += ", auto" if row.auto is not None else ""
             curves.setdefault(name, (style, []))[1].append(row)
     return curves
 
@@ -147,12 +148,12 @@ def _panels(rows: Sequence[Row], y_range: tuple[float, float]) -> Iterator[_Pane
     step = _nice_step(slowest / 5)
     ends = math.log(min(tokens) / 1.2), math.log(max(tokens) * 1.2)
     # Where tokens are dropped inside the language model, means lie anywhere.
-    counts = sorted({row.num_kept for row in rows if row.num_kept == row.layer_tokens} or tokens)
+    counts = sorted({row.num_kept for row in rows if row.layer is None} or tokens)
     scales: tuple[tuple[str, Callable[[float], float], list[tuple[float, str]]], ...] = (
         (
             "visual tokens, mean over the decoder layers",
             lambda count: (math.log(count) - ends[0]) / (ends[1] - ends[0]),
-            [(count, f"{count:g}") for count in _apart(counts)],
+            [(count, f"{count:.4g}") for count in _apart(counts)],
         ),
         (
             "median time to first token, ms",
@@ -214,7 +215,7 @@ def _draw_baseline(
 ) -> None:
     left, _, right, _ = panel.box
     for row in rows:
-        if row.keep == 1.0:
+        if row.is_baseline:
             y, x = panel.y(row.score.value), left
             while x < right:
                 draw.line([(x, y), (min(x + 5, right), y)], _GREY)
@@ -247,7 +248,7 @@ def _draw_legend(
     draw: _Pen, curves: dict[str, tuple[_Style, list[Row]]], rows: Sequence[Row]
 ) -> None:
     x, y = _WIDTH - _LEGEND + 18, _TOP + 10.0
-    if any(row.keep == 1.0 for row in rows):
+    if any(row.is_baseline for row in rows):
         for start in (x, x + 9, x + 18):
             draw.line([(start, y), (start + 5, y)], _GREY)
         draw.dot(x + 11, y, _Style(_GREY))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.manifest import MANIFEST_NAME
 from divprune.runtime.errors import ImageError, NumericalError, PromptError
-from divprune.runtime.reports.eval.log import Record, SampleLog, Times
+from divprune.runtime.reports.eval.log import Record, SampleLog, Times, keep_in_log
 
 if TYPE_CHECKING:
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.generation.result import GenerationResult
     from divprune.runtime.pipeline import Pipeline
     from divprune.runtime.reports.eval.dataset import Dataset, Sample
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_run", "log_header", "open_log", "to_do"]
 
 _OF_ONE_SAMPLE = (ImageError, PromptError, NumericalError)
-Keeps = Sequence[tuple[float, int]]
 
 
 def log_header(run: EngineRun, dataset: Dataset, options: EvalOptions) -> dict[str, Any]:
@@ -95,22 +95,25 @@ def _by_image(samples: Sequence[Sample]) -> Iterator[tuple[str, list[Sample]]]:
     yield from groups.items()
 
 
-def _missing(run: EngineRun, sample: Sample, log: SampleLog) -> list[tuple[float, int]]:
-    return [(keep, count) for keep, count in run.keeps if not log.has_answer(sample.id, count)]
+def _missing(run: EngineRun, sample: Sample, log: SampleLog) -> list[Keep]:
+    return [keep for keep in run.keeps if not log.has_answer(sample.id, keep_in_log(keep))]
 
 
 def _ask_about(
-    pipeline: Pipeline, image: str, work: Sequence[tuple[Sample, Keeps]], max_new_tokens: int
+    pipeline: Pipeline,
+    image: str,
+    work: Sequence[tuple[Sample, Sequence[Keep]]],
+    max_new_tokens: int,
 ) -> Iterator[Record]:
     try:
         encoded = pipeline.encode_image(image)
     except _OF_ONE_SAMPLE as error:
         for sample, keeps in work:
-            yield from (_failure(sample, keep, count, error) for keep, count in keeps)
+            yield from (_failure(sample, keep, error) for keep in keeps)
         return
+    inside_llm = pipeline.manifest.selector.inside_llm
     for sample, keeps in work:
-        text_tokens = 0  # counted once a question: the same for every fraction
-        for keep, count in keeps:
+        for keep in keeps:
             try:
                 result = pipeline.generate(
                     encoded,
@@ -119,22 +122,21 @@ def _ask_about(
                     max_new_tokens=max_new_tokens,
                     reuse=False,
                 ).result
-                text_tokens = text_tokens or pipeline.count_text_tokens(sample.question)
-                yield _answer(result, text_tokens, sample, keep, count)
+                yield _answer(result, sample, keep, inside_llm=inside_llm)
             except _OF_ONE_SAMPLE as error:
-                yield _failure(sample, keep, count, error)
+                yield _failure(sample, keep, error)
 
 
-def _answer(
-    result: GenerationResult, text_tokens: int, sample: Sample, keep: float, count: int
-) -> Record:
-    times = result.timings.to_dict()
+def _answer(result: GenerationResult, sample: Sample, keep: Keep, *, inside_llm: bool) -> Record:
+    times, (image,) = result.timings.to_dict(), result.images
+    visual = image.num_image_tokens if inside_llm else image.num_kept
     return Record(
         id=sample.id,
-        keep=keep,
-        num_kept=count,
+        keep=keep_in_log(keep),
+        num_image_tokens=image.num_image_tokens,
+        num_kept=image.num_kept,
         text=result.text,
-        text_tokens=text_tokens,
+        text_tokens=result.prompt_tokens - visual,
         prompt_tokens=result.prompt_tokens,
         new_tokens=len(result.token_ids),
         finish_reason=result.finish_reason,
@@ -147,5 +149,5 @@ def _answer(
     )
 
 
-def _failure(sample: Sample, keep: float, count: int, error: Exception) -> Record:
-    return Record(id=sample.id, keep=keep, num_kept=count, error=str(error))
+def _failure(sample: Sample, keep: Keep, error: Exception) -> Record:
+    return Record(id=sample.id, keep=keep_in_log(keep), error=str(error))

@@ -64,7 +64,7 @@ def decoder_shape(manifest: Manifest) -> DecoderShape:
     )
 
 
-def mean_layer_tokens(num_layers: int, tokens: int, kept: int, *, layer: int = 0) -> float:
+def mean_layer_tokens(num_layers: int, tokens: Rows, kept: Rows, *, layer: int = 0) -> Rows:
     """Visual tokens that a layer sees, mean over the layers; ``layer`` of them see ``tokens``."""
     return (layer * tokens + (num_layers - layer) * kept) / num_layers
 

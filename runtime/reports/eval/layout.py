@@ -59,8 +59,8 @@ def _score_row(row: Row) -> tuple[str, ...]:
     return (
         row.engine,
         row.method,
-        f"{row.keep:g}",
-        f"{row.num_kept} of {row.num_image_tokens}",
+        row.asked,
+        _kept(row) if row.answers else _NONE,
         f"{100 * row.score.value:.1f}" if row.answers else _NONE,
         _range(row.score, "{:.1f}") if row.answers else _NONE,
         f"{100 * row.difference.value:+.1f}" if row.difference else _NONE,
@@ -68,6 +68,13 @@ def _score_row(row: Row) -> tuple[str, ...]:
         str(row.answers),
         str(row.errors),
     )
+
+
+def _kept(row: Row) -> str:
+    """Means of one decimal, and between which the middle 80 % lie where pictures differ."""
+    kept = f"{round(row.num_kept, 1):g} of {round(row.num_image_tokens, 1):g}"
+    low, high = round(row.kept_low), round(row.kept_high)
+    return kept if low == high else f"{kept} ({low} to {high})"
 
 
 def _range(interval: Interval, form: str) -> str:
@@ -79,7 +86,7 @@ def _category_table(report: EvalReport) -> Table | None:
     if not names:
         return None
     rows = tuple(
-        (row.engine, f"{row.keep:g}", *(_percent(row.categories.get(name)) for name in names))
+        (row.engine, row.asked, *(_percent(row.categories.get(name)) for name in names))
         for row in report.rows
     )
     return Table(("engine", "keep", *names), rows, labels=1)
@@ -95,7 +102,7 @@ def _cost_table(report: EvalReport) -> Table:
     rows = tuple(
         (
             row.engine,
-            f"{row.keep:g}",
+            row.asked,
             _NONE if row.ttft_ms is None else f"{row.ttft_ms:.1f}",
             f"{row.text_tokens + row.num_kept:.1f}",
             f"{row.layer_tokens:.4g}",
@@ -110,8 +117,18 @@ def _cost_table(report: EvalReport) -> Table:
 
 
 def _closing(report: EvalReport) -> list[str]:
-    lines = list(report.notes)
+    lines = list(report.notes) + [_gain(row) for row in report.rows if row.auto is not None]
     lines.append("both counts are of the language model's prefill: no vision tower, no selection")
     if report.errors:
         lines.append(f"{report.errors} answers failed and are in no score: see the logs")
     return lines
+
+
+def _gain(row: Row) -> str:
+    if row.gain is None:
+        return f"{row.engine}, keep {row.asked}: no fractions on both sides of its mean to compare"
+    value, spread = f"{100 * row.gain.value:+.1f}", _range(row.gain, "{:+.1f}")
+    return (
+        f"{row.engine}, keep {row.asked}: {value} points ({spread}) beside what fractions give at"
+        f" its mean of {row.num_kept:.1f} tokens"
+    )

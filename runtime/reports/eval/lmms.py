@@ -47,7 +47,7 @@ def _make_class() -> type:
 
         Args:
             engine_dir: From divprune-export.
-            keep: Fraction of visual tokens kept; None is as exported.
+            keep: Fraction of visual tokens kept, or ``auto:C``; None is as exported.
             backend: As ``divprune-run --backend``.
             backend_device: ``cpu`` or ``cuda``, None is cuda with TensorRT and cpu otherwise;
                 lmms-eval's own ``device`` is torch's.
@@ -60,7 +60,7 @@ def _make_class() -> type:
         def __init__(
             self,
             engine_dir: str,
-            keep: float | None = None,
+            keep: float | str | None = None,
             backend: str | None = None,
             backend_device: str | None = None,
             threads: int | None = None,
@@ -69,10 +69,11 @@ def _make_class() -> type:
         ) -> None:
             super().__init__()
             _check_arguments(batch_size, unused)
+            from divprune.runtime.directory.keep import parse_keep
             from divprune.runtime.generation.kept_tokens import resolve_keep
             from divprune.runtime.pipeline import Pipeline
 
-            self._keep = None if keep is None else float(keep)
+            self._keep = None if keep is None else parse_keep(keep)
             self._pipeline = Pipeline.from_dir(
                 engine_dir, backend=backend, device=backend_device, threads=threads
             )

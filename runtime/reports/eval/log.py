@@ -19,12 +19,13 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from divprune.runtime.directory.bounded_json import parse_json
+from divprune.runtime.directory.keep import AutoKeep, Keep
 from divprune.runtime.directory.manifest_json import FieldError, read_dataclass
 from divprune.runtime.errors import OptionError
 
-__all__ = ["LOG_VERSION", "Record", "SampleLog", "Times"]
+__all__ = ["LOG_VERSION", "Record", "SampleLog", "Times", "keep_in_log"]
 
-LOG_VERSION = 1
+LOG_VERSION = 2
 _MAX_BYTES = 2**30
 
 
@@ -44,8 +45,10 @@ class Record:
 
     Attributes:
         id: The sample's.
-        keep: Fraction asked for.
-        num_kept: Tokens kept of the picture; with the id it names the record.
+        keep: Fraction asked for, or the similarity to reach as ``auto:C``; with the id it names
+            the record.
+        num_image_tokens: N of the picture, before pruning.
+        num_kept: Tokens kept of them.
         text: The answer; None where there is an error.
         error: What went wrong; None where there is an answer.
         text_tokens: Tokens of the prompt around the picture.
@@ -56,8 +59,9 @@ class Record:
     """
 
     id: str
-    keep: float
-    num_kept: int
+    keep: float | str
+    num_image_tokens: int | None = None
+    num_kept: int | None = None
     text: str | None = None
     error: str | None = None
     text_tokens: int | None = None
@@ -66,9 +70,19 @@ class Record:
     finish_reason: str | None = None
     times_ms: Times | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str) and not self.keep.startswith("auto:"):
+            problem = "has a value it cannot have"
+            raise FieldError("keep", problem, expected="a number or auto:C", found=self.keep)
+
+
+def keep_in_log(keep: Keep) -> float | str:
+    """What a record calls ``keep``."""
+    return str(keep) if isinstance(keep, AutoKeep) else keep
+
 
 class SampleLog:
-    """A log file, open for appending; ``records`` has what it held, by id and tokens kept.
+    """A log file, open for appending; ``records`` has what it held, by id and keep.
 
     Args:
         path: The file; it is made if it is not there.
@@ -82,7 +96,7 @@ class SampleLog:
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
-        self.records: dict[tuple[str, int], Record] = {}
+        self.records: dict[tuple[str, float | str], Record] = {}
         expected = {"log_version": LOG_VERSION, **header}
         try:
             self._file = _open_locked(path)
@@ -117,11 +131,11 @@ class SampleLog:
         """Add an answer and hand it to the system before returning."""
         plain = dataclasses.asdict(record)
         self._write({name: value for name, value in plain.items() if value is not None})
-        self.records[record.id, record.num_kept] = record
+        self.records[record.id, record.keep] = record
 
-    def has_answer(self, sample_id: str, num_kept: int) -> bool:
+    def has_answer(self, sample_id: str, keep: float | str) -> bool:
         """Whether this question was answered; a failure is no answer."""
-        record = self.records.get((sample_id, num_kept))
+        record = self.records.get((sample_id, keep))
         return record is not None and record.error is None
 
     def _write(self, value: Mapping[str, Any]) -> None:
@@ -138,7 +152,7 @@ class SampleLog:
                 record = read_dataclass(Record, _NOTHING | value)
             except (ValueError, TypeError, FieldError) as error:
                 raise _no_log(self.path, f"line {number}: {str(error).splitlines()[0]}") from error
-            self.records[record.id, record.num_kept] = record
+            self.records[record.id, record.keep] = record
 
 
 def _open_locked(path: Path) -> BinaryIO:

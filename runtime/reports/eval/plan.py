@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from divprune.runtime.directory.limits import validate_max_new_tokens
-from divprune.runtime.errors import OptionError
+from divprune.runtime.errors import DivPruneError, OptionError, UnsupportedError
 from divprune.runtime.generation.kept_tokens import resolve_keep
+from divprune.runtime.reports.bench.layout import format_keep
 from divprune.runtime.reports.bench.workload import choose_keeps
 from divprune.runtime.reports.eval.metrics import get_metric
 
 if TYPE_CHECKING:
     from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
 
 __all__ = ["EngineRun", "EvalOptions", "plan_runs"]
@@ -24,7 +26,7 @@ __all__ = ["EngineRun", "EvalOptions", "plan_runs"]
 class EvalOptions:
     """Options of ``divprune-eval``; None takes the directory's own."""
 
-    keeps: tuple[float, ...] | None = None
+    keeps: tuple[Keep, ...] | None = None
     metric: str = "exact-match"
     max_new_tokens: int = 64
     backend: str | None = None
@@ -41,22 +43,26 @@ class EvalOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineRun:
-    """An engine directory and what it is to answer with: pairs of a keep and its token count.
+    """An engine directory and what it is to answer with.
 
-    ``label`` is the directory's name; ``baseline`` the label of the run whose keep 1.0 this one
-    is compared with, None where no directory has it.
+    Attributes:
+        label: The directory's name.
+        directory: The directory.
+        keeps: Similarities to reach, then fractions, each ascending.
+        baseline: Label of the run whose keep 1.0 this one is compared with; None where no
+            directory has it.
     """
 
     label: str
     directory: EngineDirectory
-    keeps: tuple[tuple[float, int], ...]
+    keeps: tuple[Keep, ...]
     baseline: str | None
 
 
 def plan_runs(
-    directories: Sequence[EngineDirectory], asked: Sequence[float] | None
+    directories: Sequence[EngineDirectory], asked: Sequence[Keep] | None
 ) -> tuple[list[EngineRun], list[str]]:
-    """The fractions each directory is evaluated at, and notes on those it cannot serve.
+    """What each directory is asked to keep, and notes on what it cannot serve.
 
     Keep 1.0 joins wherever a directory has it, but is asked of one directory only where several
     hold the same model: with every token kept, the selector does not matter. Of several
@@ -75,7 +81,8 @@ def plan_runs(
             found=", ".join(twice),
             fix="rename one of them",
         )
-    runs, notes, served = [], [], set[float]()
+    runs, notes = [], []
+    served: set[Keep] = set()
     baselines: dict[object, str] = {}
     for label, directory in zip(labels, directories, strict=True):
         manifest = directory.manifest
@@ -85,15 +92,14 @@ def plan_runs(
         notes += [f"{label}: {remark}" for remark in remarks]
         if asked and can is None:
             notes.append(f"{label} takes no keep: it answers as it was exported")
-        elif missing := [f"{keep:g}" for keep in asked or () if keep not in (can or ())]:
+        elif missing := [format_keep(keep) for keep in asked or () if keep not in (can or ())]:
             notes.append(f"{label} cannot serve keep {', '.join(missing)}")
-        pairs = [(keep, resolve_keep(manifest, keep)) for keep in keeps]
         model = _same_model(manifest)
         if keeps[-1] == 1.0 and baselines.setdefault(model, label) != label:
-            pairs.pop()
+            keeps = keeps[:-1]
             notes.append(f"{label}: keep 1.0 is that of {baselines[model]}")
-        runs.append(EngineRun(label, directory, tuple(pairs), baselines.get(model)))
-    if unserved := [f"{keep:g}" for keep in asked or () if keep not in served]:
+        runs.append(EngineRun(label, directory, keeps, baselines.get(model)))
+    if unserved := [format_keep(keep) for keep in asked or () if keep not in served]:
         raise OptionError(
             "no engine directory can serve one of the fractions",
             expected="fractions that one of the directories was exported with, or less",
@@ -104,16 +110,17 @@ def plan_runs(
 
 
 def _servable(
-    manifest: Manifest, asked: Sequence[float] | None, *, alone: bool
-) -> tuple[float, ...] | None:
+    manifest: Manifest, asked: Sequence[Keep] | None, *, alone: bool
+) -> tuple[Keep, ...] | None:
     if asked is None or (manifest.selector.num_kept == 0 and not alone):
         return None
-    can, why = [], None
+    can: list[Keep] = []
+    why: DivPruneError | None = None
     for keep in asked:
         try:
             resolve_keep(manifest, keep)
             can.append(keep)
-        except OptionError as error:
+        except (OptionError, UnsupportedError) as error:
             why = error
     if why is not None and (alone or not can):
         raise why

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.directory.manifest_json import dump
 
 __all__ = ["REPORT_VERSION", "DataFacts", "EvalReport", "Interval", "Row"]
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,13 @@ class Row:
         selector: Name of its selector.
         layer: Decoder layers that see every visual token before it selects; None where it
             selects before the language model.
-        keep: Fraction kept.
-        num_kept: Tokens kept of ``num_image_tokens``.
+        keep: Fraction kept; where a similarity was to be reached, what it kept of all pictures.
+        auto: The similarity to reach; None where a fraction was asked for.
+        num_kept: Tokens kept of a picture, mean over the answers. Like every mean here 0 where
+            nothing was answered.
+        kept_low: What a tenth of the answers had less than.
+        kept_high: What a tenth of the answers had more than.
+        num_image_tokens: Tokens of a picture before pruning, mean over the answers.
         layer_tokens: Visual tokens that a decoder layer sees, mean over the layers. It is
             ``num_kept`` unless the selector works inside the language model.
         answers: How many the score is over.
@@ -51,6 +57,9 @@ class Row:
         score: The metric over all answers.
         difference: Score less that of keep 1.0, over what both answered; None for keep 1.0
             itself and where there is none.
+        gain: Score less what fractions of the same directory give at the same mean of tokens
+            kept, on the straight line between the two nearest; None for fractions, and where no
+            fraction keeps as few or as many.
         categories: The metric by category of the samples.
         ttft_ms: Median time to first token; None where nothing was answered.
         text_tokens: Mean tokens of the prompt around the picture.
@@ -64,13 +73,17 @@ class Row:
     selector: str
     layer: int | None
     keep: float
-    num_kept: int
-    num_image_tokens: int
+    auto: float | None
+    num_kept: float
+    kept_low: float
+    kept_high: float
+    num_image_tokens: float
     layer_tokens: float
     answers: int
     errors: int
     score: Interval
     difference: Interval | None
+    gain: Interval | None
     categories: dict[str, float]
     ttft_ms: float | None
     text_tokens: float
@@ -83,6 +96,16 @@ class Row:
     def method(self) -> str:
         """The selector, with its layer where it has one."""
         return self.selector if self.layer is None else f"{self.selector} (layer {self.layer})"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether every token was asked for."""
+        return self.keep == 1.0 and self.auto is None
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, as ``--keep`` spells it."""
+        return f"{self.keep:g}" if self.auto is None else str(AutoKeep(self.auto))
 
 
 @dataclass(frozen=True, slots=True)

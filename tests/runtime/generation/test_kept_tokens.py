@@ -7,10 +7,10 @@ import pytest
 
 from divprune.runtime.backends import ImageFeatures
 from divprune.runtime.directory.keep import AutoKeep
-from divprune.runtime.directory.manifest import DimRange, Manifest, TensorSpec
+from divprune.runtime.directory.manifest import DimRange, Manifest
 from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
 from divprune.runtime.generation.kept_tokens import KeepRule, resolve_keep, take_kept
-from tests.runtime.example_manifest import example_manifest, with_changes
+from tests.runtime.example_manifest import example_manifest, with_changes, with_cover
 
 ORDER = np.array([7, 2, 9, 0])
 
@@ -94,13 +94,6 @@ def test_a_smaller_keep_is_refused_where_the_order_is_not_nested(manifest):
         resolve_keep(loose, 0.2)
     assert resolve_keep(loose, 0.4) == 4
     assert resolve_keep(loose, 1.0) == 10
-
-
-def with_cover(manifest: Manifest) -> Manifest:
-    vision = manifest.graphs["vision"]
-    cover = TensorSpec("selection_cover", "float32", (4,))
-    graph = replace(vision, outputs=(*vision.outputs, cover))
-    return with_changes(manifest, graphs={**manifest.graphs, "vision": graph})
 
 
 @pytest.mark.parametrize(

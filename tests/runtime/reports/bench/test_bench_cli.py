@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from divprune.runtime import Pipeline
 from divprune.runtime.cli.bench import main
 from divprune.runtime.reports.bench import benchmark
 from divprune.runtime.reports.bench.report import Report
@@ -28,6 +29,7 @@ SHORT = ("--iters", 2, "--warmup", 1, "--max-new-tokens", 3, "--no-probe", "--th
 # No file may grow beyond 1000 bytes: writing fails halfway, as on a disk that is full.
 WITH_A_FULL_DISK = """
 import resource, sys
+from divprune.runtime import Pipeline
 from divprune.runtime.cli.bench import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 raise SystemExit(main(sys.argv[1:]))
@@ -210,3 +212,24 @@ def test_two_runs_of_the_same_engine_can_be_compared(engine_dir, tmp_path, capsy
     assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
     assert {entry["keep"] for entry in stages} == {1.0, 0.1}
+
+
+def test_a_similarity_takes_its_turn_with_the_tokens_it_keeps(target_dir, picture, capsys):
+    engine = target_dir("onnxruntime", keep=0.5)
+    cover = Pipeline.from_dir(engine, threads=1).encode_image(picture).features.cover
+    # About what the third choice reaches.
+    asked = f"auto:{cover[2]:.4f}"
+    count = int(np.flatnonzero(cover >= np.float32(f"{cover[2]:.4f}"))[0]) + 1
+    options = ("--keep", f"0.5,{asked}", "--image", picture, "--json")
+    assert run(engine, *SHORT, *options) == 0
+    report = Report.from_json(capsys.readouterr().out, "stdout")
+    assert [str(run.asked) for run in report.runs] == ["1.0", "0.5", asked]
+    auto = report.runs[-1]
+    assert (auto.num_kept, auto.keep) == (count, count / report.engine.num_image_tokens)
+    assert auto.ratios["ttft"].median > 0
+    assert report.work.keeps == (1.0, 0.5, asked)
+
+
+@pytest.mark.parametrize("value", ["auto:0", "auto:1.01", "0.1,auto:nan", "auto:x"])
+def test_a_similarity_out_of_range_is_refused(value, tmp_path, capsys):
+    assert "auto:" in refused(capsys, tmp_path / "missing", "--keep", value)

@@ -103,7 +103,7 @@ def test_csv_has_one_line_for_each_fraction_and_stage():
     (prefill,) = [row for row in rows if row["stage"] == "prefill" and row["keep"] == "0.25"]
     assert prefill == {
         "model": "some/model", "device": "Some Board", "backend": "onnxruntime 1.31.1 (CPU)",
-        "dtype": "fp16", "keep": "0.25", "num_kept": "10", "prompt_tokens": "30",
+        "dtype": "fp16", "keep": "0.25", "auto": "", "num_kept": "10", "prompt_tokens": "30",
         "new_tokens": "8", "stage": "prefill", "n": "4", "mean_ms": "200.0", "std_ms": "1.0",
         "p50_ms": "200.0", "p90_ms": "201.0", "p99_ms": "202.0", "min_ms": "199.0",
         "max_ms": "202.0",

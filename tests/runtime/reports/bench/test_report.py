@@ -4,7 +4,11 @@ import json
 
 import pytest
 
+from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.errors import DivPruneError
+from divprune.runtime.reports.bench.compare import comparison, require_same_work
+from divprune.runtime.reports.bench.html_report import render_html
+from divprune.runtime.reports.bench.layout import render_markdown, render_text
 from divprune.runtime.reports.bench.report import (
     Power,
     Prediction,
@@ -113,3 +117,26 @@ def test_power_may_be_missing_in_a_file_and_comes_back_where_it_is_not():
     assert fields["runs"][0]["power"] == {"mean_w": 7.5, "max_w": 9.0, "joules_per_answer": 30.0}
     assert fields["runs"][1].pop("power") is None
     assert Report.from_json(json.dumps(fields), "a.json") == report
+
+
+def test_a_similarity_comes_back_and_may_be_missing_in_a_file():
+    auto = made_up_run(0.25, 10, 200.0, auto=0.8)
+    report = made_up_report(runs=(made_up_run(1.0, 40, 800.0), auto))
+    again = Report.from_json(report.to_json(), "a.json")
+    assert [run.asked for run in again.runs] == [1.0, AutoKeep(0.8)]
+    older = report.to_dict()
+    for run in older["runs"]:
+        del run["auto"]
+    assert [run.asked for run in Report.from_json(json.dumps(older), "a").runs] == [1.0, 0.25]
+
+
+def test_a_similarity_is_shown_as_it_was_asked_for_in_every_form():
+    auto = made_up_run(0.25, 10, 200.0, auto=0.8)
+    report = made_up_report(runs=(made_up_run(1.0, 40, 800.0), auto), work__keeps=(1.0, "auto:0.8"))
+    for text in (render_text(report), render_markdown(report), render_html(report.to_dict())):
+        assert "keep auto:0.8" in text
+        assert "keep 0.25" not in text
+    assert comparison([report, report])[-1]["keep"] == "auto:0.8"
+    unlike = made_up_report(runs=(made_up_run(1.0, 40, 800.0), made_up_run(0.25, 10, 200.0)))
+    with pytest.raises(ReportError, match=r"(?s)kept fractions.*auto:0.8"):
+        require_same_work([report, unlike], ["a", "b"])

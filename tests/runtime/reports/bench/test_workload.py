@@ -1,40 +1,18 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divprune.runtime.errors import OptionError, PromptError
+from divprune.runtime.directory.keep import AutoKeep
+from divprune.runtime.errors import OptionError, PromptError, UnsupportedError
 from divprune.runtime.reports.bench.workload import (
     choose_keeps,
     common_limit,
     pad_prompt,
-    parse_keeps,
 )
-from tests.runtime.example_manifest import example_manifest, with_changes
-
-
-@pytest.mark.parametrize(
-    "text, keeps", [("0.1", (0.1,)), ("1.0,0.25,0.1", (1.0, 0.25, 0.1)), ("1, .5", (1.0, 0.5))]
-)
-def test_a_list_of_fractions_is_read(text, keeps):
-    assert parse_keeps(text) == keeps
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "not a list of fractions"),
-        ("0.1,", "not a list of fractions"),
-        ("0.1;0.2", "not a list of fractions"),
-        ("0.1,10", "--keep 0.1 if 10 % was meant"),
-        ("0", "above 0"),
-        ("nan", "not a number"),
-    ],
-)
-def test_what_is_no_list_of_fractions_is_refused(text, message):
-    with pytest.raises(OptionError, match=message):
-        parse_keeps(text)
+from tests.runtime.example_manifest import example_manifest, with_changes, with_cover
 
 
 def test_the_exported_fraction_and_the_baseline_are_the_default():
@@ -109,3 +87,23 @@ def test_fractions_are_counted_in_the_tokens_of_the_picture():
     keeps, notes = choose_keeps(example_manifest(), (0.4, 0.38), num_image_tokens=5)
     assert keeps == (0.4, 1.0)
     assert notes == ["keep 0.38 is the same 2 tokens as 0.4"]
+
+
+def test_a_similarity_comes_first_until_the_picture_is_known():
+    manifest, auto = with_cover(example_manifest()), AutoKeep(0.8)
+    assert choose_keeps(manifest, (0.4, auto)) == ((auto, 0.4, 1.0), [])
+    cover = np.array([0.1, 0.2, 0.85, 0.9], np.float32)
+    assert choose_keeps(manifest, (0.4, auto, 0.1), cover=cover) == ((0.1, auto, 0.4, 1.0), [])
+
+
+def test_a_similarity_that_keeps_what_a_fraction_keeps_is_measured_once():
+    manifest, auto = with_cover(example_manifest()), AutoKeep(0.99)
+    cover = np.array([0.1, 0.2, 0.85, 0.9], np.float32)
+    keeps, notes = choose_keeps(manifest, (0.4, auto), cover=cover)
+    assert keeps == (0.4, 1.0)
+    assert notes == ["keep auto:0.99 is the same 4 tokens as 0.4"]
+
+
+def test_a_similarity_is_refused_where_the_graph_tells_no_cover():
+    with pytest.raises(UnsupportedError, match="does not tell how well"):
+        choose_keeps(example_manifest(), (AutoKeep(0.8),))

@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_report(engine_dir, data, tm
     assert log.read_bytes().startswith(before[: before[:-7].rfind(b"\n") + 1])
     records = log_lines(out)
     assert 0 < done < len(records) == 2 * len(many)
-    assert len({(record["id"], record["num_kept"]) for record in records}) == len(records)
+    assert len({(record["id"], record["keep"]) for record in records}) == len(records)
     whole = tmp_path / "whole"
     assert run(engine_dir, data, "--output", whole) == 0
     for keep, row in read(whole).items():

@@ -122,7 +122,7 @@ def test_what_keeps_nothing_alone_is_reported_and_drawn(engines, data, tmp_path)
 def test_what_keeps_nothing_joins_others_as_it_is_but_takes_no_fraction_alone(engines):
     greedyprune, vtw = map(EngineDirectory.open, engines)
     runs, notes = plan_runs([greedyprune, vtw], (0.5,))
-    assert runs[1].keeps == ((0.0, 0),)
+    assert runs[1].keeps == (0.0,)
     assert runs[1].baseline == "greedyprune"
     assert "vtw takes no keep: it answers as it was exported" in notes
     with pytest.raises(OptionError, match="takes no --keep"):

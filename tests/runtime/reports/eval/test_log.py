@@ -11,8 +11,8 @@ from divprune.runtime.errors import OptionError
 from divprune.runtime.reports.eval.log import Record, SampleLog, Times
 
 HEADER = {"engine": "a", "data_sha256": "1"}
-ANSWER = Record("1", 0.1, 20, "röd", None, 11, 31, 2, "stop", Times(1.0, 2.0, 3.5, None))
-FAILURE = Record("2", 0.1, 20, error="2.png does not exist")
+ANSWER = Record("1", 0.1, 196, 20, "röd", None, 11, 31, 2, "stop", Times(1.0, 2.0, 3.5, None))
+FAILURE = Record("2", "auto:0.8", error="2.png does not exist")
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def path(tmp_path):
 
 def test_what_was_appended_is_read_again(path):
     with SampleLog(path, HEADER) as log:
-        assert log.records == {("1", 20): ANSWER, ("2", 20): FAILURE}
-        assert log.has_answer("1", 20)
-        assert not log.has_answer("1", 98)
+        assert log.records == {("1", 0.1): ANSWER, ("2", "auto:0.8"): FAILURE}
+        assert log.has_answer("1", 0.1)
+        assert not log.has_answer("1", 0.5)
 
 
 def test_a_failure_is_no_answer_and_is_replaced_by_one(path):
-    better = Record("2", 0.1, 20, "blue", None, 11, 31, 2, "stop", None)
+    better = Record("2", "auto:0.8", 196, 20, "blue", None, 11, 31, 2, "stop", None)
     with SampleLog(path, HEADER) as log:
-        assert not log.has_answer("2", 20)
+        assert not log.has_answer("2", "auto:0.8")
         log.append(better)
     with SampleLog(path, HEADER) as log:
-        assert log.records["2", 20] == better
+        assert log.records["2", "auto:0.8"] == better
 
 
 def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path):
@@ -46,7 +46,7 @@ def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path):
     for end in range(len(content)):
         path.write_bytes(content[:end])
         with SampleLog(path, HEADER) as log:
-            assert log.has_answer("1", 20) == (end >= second)
+            assert log.has_answer("1", 0.1) == (end >= second)
             log.append(FAILURE)
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         assert len(lines) == (3 if end >= second else 2)
@@ -54,7 +54,7 @@ def test_a_line_cut_short_at_any_byte_is_dropped_and_written_over(path):
 
 def test_an_answer_is_on_the_disk_before_the_next_is_asked(path):
     with SampleLog(path, HEADER) as log:
-        log.append(Record("3", 0.1, 20, "green"))
+        log.append(Record("3", 0.1, 196, 20, "green"))
         assert path.read_text().endswith('"text": "green"}\n')
 
 
@@ -105,7 +105,7 @@ def test_a_second_evaluation_of_the_folder_is_refused(path):
         assert path.read_bytes() == content
         log.append(ANSWER)
     with SampleLog(path, HEADER) as log:
-        assert log.has_answer("1", 20)
+        assert log.has_answer("1", 0.1)
 
 
 def test_an_evaluation_of_another_process_is_noticed(path):
@@ -128,7 +128,7 @@ def test_an_evaluation_of_another_process_is_noticed(path):
     finally:
         process.communicate(b"")
     with SampleLog(path, HEADER) as log:  # a lock does not outlive its process
-        assert log.has_answer("1", 20)
+        assert log.has_answer("1", 0.1)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")

@@ -24,7 +24,7 @@ def directory(label: str, *, weights: str = "1", baseline: bool = True, **select
 
 def test_keep_one_joins_what_was_exported():
     (run,), notes = plan_runs([directory("a")], None)
-    assert run.keeps == ((0.4, 4), (1.0, 10))
+    assert run.keeps == (0.4, 1.0)
     assert (run.baseline, notes) == ("a", [])
 
 
@@ -36,9 +36,9 @@ def test_several_directories_of_a_model_share_one_baseline():
     )
     runs, notes = plan_runs([first, second, other], (0.4, 0.2))
     assert [run.keeps for run in runs] == [
-        ((0.2, 2), (0.4, 4), (1.0, 10)),
-        ((0.2, 2), (0.4, 4)),
-        ((0.2, 2), (0.4, 4), (1.0, 10)),
+        (0.2, 0.4, 1.0),
+        (0.2, 0.4),
+        (0.2, 0.4, 1.0),
     ]
     assert [run.baseline for run in runs] == ["a", "a", "c"]
     assert notes == ["b: keep 1.0 is that of a"]
@@ -47,7 +47,7 @@ def test_several_directories_of_a_model_share_one_baseline():
 def test_each_directory_answers_with_what_it_can_serve():
     fixed = directory("fixed", nested=False, num_kept=2, keep=0.2)
     runs, notes = plan_runs([directory("a"), fixed], (0.4, 0.2, 0.1))
-    assert runs[1].keeps == ((0.2, 2),)
+    assert runs[1].keeps == (0.2,)
     assert "fixed cannot serve keep 0.4, 0.1" in notes
 
 
@@ -63,7 +63,7 @@ def test_a_fraction_that_nobody_can_serve_is_refused():
 
 def test_a_model_without_its_baseline_is_compared_with_nothing():
     (run,), notes = plan_runs([directory("a", baseline=False)], (0.2,))
-    assert (run.keeps, run.baseline) == (((0.2, 2),), None)
+    assert (run.keeps, run.baseline) == ((0.2,), None)
     assert any("without the baseline" in note for note in notes)
 
 
