@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from divprune.runtime.directory.manifest import TowerInfo
 from divprune.runtime.directory.quant_scheme import QuantScheme
@@ -79,6 +79,21 @@ class ModelDimensions:
     typical_image_tokens: int | None = None
     crops: int = 1
     typical_crops: int = 1
+
+    def typical(self) -> ModelDimensions:
+        """The same model, whose largest picture is one of 640 x 480 pixels."""
+        if self.typical_image_tokens is None:
+            return self
+        positions = self.tower.num_positions
+        if self.crops == 1:  # one view, whose patches grow with the picture
+            positions = round(positions * self.typical_image_tokens / self.num_image_tokens)
+        return replace(
+            self,
+            tower=replace(self.tower, num_positions=positions),
+            num_image_tokens=self.typical_image_tokens,
+            typical_image_tokens=None,
+            crops=self.typical_crops,
+        )
 
     def tower_matrices(self) -> tuple[Matrix, ...]:
         """What ``--vision-quant`` is about: the linear layers of the tower."""

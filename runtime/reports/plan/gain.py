@@ -42,33 +42,30 @@ class Gain:
         return everything / (self.tower_flops + self.keep * self.decoder_flops)
 
     def __str__(self) -> str:
-        """One line for people."""
+        """What it comes to, for people."""
         line = (
-            f"a picture of {self.num_image_tokens} tokens: {self.tower_flops / 1e12:.2g} TFLOP in "
-            f"the tower, {self.decoder_flops / 1e12:.2g} in the decoder: keep {self.keep:g} makes "
-            f"them at most {self.ceiling:.1f} times faster"
+            f"{_tera(self.tower_flops)} TFLOP in the tower, {_tera(self.decoder_flops)} in the "
+            f"decoder: keep {self.keep:g} makes them at most {self.ceiling:.1f} times faster"
         )
         return f"{line}; little, the tower is most of the work" if self.ceiling < _LITTLE else line
 
 
-def predict_gain(model: ModelDimensions, keep: float, *, typical: bool) -> Gain:
-    """The gain for the largest picture, or for one of 640 x 480 pixels.
+def predict_gain(model: ModelDimensions, keep: float) -> Gain:
+    """The gain for the largest picture.
 
     Args:
         model: Its shape.
         keep: Fraction of visual tokens kept.
-        typical: Which picture.
     """
-    tokens, crops = model.num_image_tokens, model.crops
-    positions = float(model.tower.num_positions)
-    if typical and model.typical_image_tokens is not None:
-        tokens, crops = model.typical_image_tokens, model.typical_crops
-        if model.crops == 1:  # one view, whose patches grow with the picture
-            positions *= tokens / model.num_image_tokens
     tower = model.tower
     linear = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
-    attention = 2 * positions * tower.hidden_size
-    tower_macs = crops * positions * tower.num_layers * (linear + attention)
+    attention = 2 * tower.num_positions * tower.hidden_size
+    tower_macs = model.crops * tower.num_positions * tower.num_layers * (linear + attention)
     blocks = [m for m in model.text.matrices() if m.name != "lm_head"]
-    decoder_macs = tokens * sum(m.size * m.count for m in blocks)
-    return Gain(tokens, 2 * tower_macs, 2.0 * decoder_macs, keep)
+    decoder_macs = model.num_image_tokens * sum(m.size * m.count for m in blocks)
+    return Gain(model.num_image_tokens, 2.0 * tower_macs, 2.0 * decoder_macs, keep)
+
+
+def _tera(flops: float) -> str:
+    tera = flops / 1e12
+    return f"{tera:.0f}" if tera >= 10 else f"{tera:.2g}"

@@ -41,8 +41,16 @@ _ROWS = (
 class MemoryPlan:
     """The memory a model needs at keep 1.0 and at keep k, for one device or without one.
 
-    ``change`` is what makes keep k fit where it does not; None where nothing needs to change
-    or nothing helps.
+    Attributes:
+        model: Its shape.
+        settings: How it is exported and run.
+        device: Where; None for nowhere in particular.
+        baseline: With the largest picture at keep 1.0.
+        pruned: With the largest picture at keep k.
+        typical: At keep 1.0 and k with a picture of 640 x 480 pixels, where that is smaller than
+            the largest; None otherwise.
+        change: What makes keep k fit where it does not; None where nothing needs to change or
+            nothing helps.
     """
 
     model: ModelDimensions
@@ -50,6 +58,7 @@ class MemoryPlan:
     device: Device | None
     baseline: Estimate
     pruned: Estimate
+    typical: tuple[Estimate, Estimate] | None
     change: Change | None
 
     @property
@@ -71,7 +80,11 @@ def make_memory_plan(
     baseline = estimate(model, replace(settings, keep=1.0))
     fits = device is None or spare_bytes(pruned, device) >= 0
     change = None if fits or device is None else cheapest_fit(model, settings, device)
-    return MemoryPlan(model, settings, device, baseline, pruned, change)
+    typical = None
+    if model.typical().num_image_tokens < model.num_image_tokens:
+        of_typical = (estimate(model.typical(), s) for s in (replace(settings, keep=1.0), settings))
+        typical = next(of_typical), next(of_typical)
+    return MemoryPlan(model, settings, device, baseline, pruned, typical, change)
 
 
 def to_dict(plan: MemoryPlan) -> dict[str, Any]:
@@ -83,10 +96,16 @@ def to_dict(plan: MemoryPlan) -> dict[str, Any]:
         "device": None if device is None else asdict(device),
         "available_bytes": None if device is None else device.available_bytes,
         "keeps": [
-            _keep_dict(plan, keep, needs)
+            _keep_dict(model, device, keep, needs)
             for keep, needs in ((1.0, plan.baseline), (settings.keep, plan.pruned))
         ],
-        "gains": [{**asdict(gain), "ceiling": round(gain.ceiling, 3)} for gain in _gains(plan)],
+        "typical_keeps": None
+        if plan.typical is None
+        else [
+            _keep_dict(model.typical(), device, keep, needs)
+            for keep, needs in zip((1.0, settings.keep), plan.typical, strict=True)
+        ],
+        "gains": [{**asdict(gain), "ceiling": round(gain.ceiling, 3)} for _, gain in _gains(plan)],
         "fits": plan.fits,
         "change": None
         if change is None
@@ -97,7 +116,6 @@ def to_dict(plan: MemoryPlan) -> dict[str, Any]:
 def render_plan(plan: MemoryPlan) -> str:
     """The plan as a terminal shows it."""
     settings, model = plan.settings, plan.model
-    kept = kept_count(settings.keep, model.num_image_tokens)
     quant = settings.quant or (model.packed and f"{model.packed} (the checkpoint's)")
     precision = f"language model {quant or settings.dtype}"
     if settings.prefill_quant:
@@ -107,9 +125,7 @@ def render_plan(plan: MemoryPlan) -> str:
         f"{model.name} on {plan.device.title if plan.device else 'no device in particular'}",
         f"target {settings.target}: {precision}, {settings.max_seq_len} positions",
         f"residency {settings.residency}",
-        f"keep {settings.keep:g}: {describe_keep(kept, model.num_image_tokens)}"
-        + (", of the largest picture" if model.typical_image_tokens is not None else ""),
-        *(str(gain) for gain in _gains(plan)),
+        *_pictures(plan),
         "",
         *_table(plan),
         "",
@@ -118,10 +134,28 @@ def render_plan(plan: MemoryPlan) -> str:
     return "\n".join(lines)
 
 
-def _gains(plan: MemoryPlan) -> list[Gain]:
-    """For the largest picture, and for a typical one where that is another."""
-    sizes = (False, True) if plan.model.typical_image_tokens is not None else (False,)
-    return [predict_gain(plan.model, plan.settings.keep, typical=size) for size in sizes]
+def _gains(plan: MemoryPlan) -> list[tuple[str, Gain]]:
+    """For the largest picture and for a typical one, each with the words that say so."""
+    model, keep = plan.model, plan.settings.keep
+    if model.typical_image_tokens is None:
+        return [("", predict_gain(model, keep))]
+    largest = predict_gain(model, keep)
+    if plan.typical is None:
+        return [(", of the largest picture, such as 640 x 480", largest)]
+    typical = predict_gain(model.typical(), keep)
+    return [(", of the largest picture", largest), (", of a picture of 640 x 480", typical)]
+
+
+def _pictures(plan: MemoryPlan) -> list[str]:
+    """What is kept of each picture, and what that can buy."""
+    keep, lines = plan.settings.keep, []
+    for which, gain in _gains(plan):
+        tokens = gain.num_image_tokens
+        lines += [
+            f"keep {keep:g}: {describe_keep(kept_count(keep, tokens), tokens)}{which}",
+            f"  {gain}",
+        ]
+    return lines
 
 
 def _table(plan: MemoryPlan) -> list[str]:
@@ -138,6 +172,9 @@ def _table(plan: MemoryPlan) -> list[str]:
     if plan.pruned.build_peak is not None:
         rows.append(("while building engines", *(_mib(n.build_peak or 0) for _, n in columns)))
     rows.append(("peak while running", *(_mib(_peak(n, plan.device)) for _, n in columns)))
+    if plan.typical is not None and on_host:  # TensorRT sets aside what the largest one takes
+        peaks = (_mib(_peak(needs, plan.device)) for needs in plan.typical)
+        rows.append(("  with a picture of 640 x 480", *peaks))
     if plan.device is not None:
         available = _mib(plan.device.available_bytes)
         rows.append(("the device has left", available, available))
@@ -179,8 +216,10 @@ def _decode_bound(plan: MemoryPlan, bandwidth: float) -> str:
     return f"decode: at most {rate:.1f} tokens/s, which is {bandwidth:g} GB/s over those weights"
 
 
-def _keep_dict(plan: MemoryPlan, keep: float, needs: Estimate) -> dict[str, Any]:
-    tokens, device = plan.model.num_image_tokens, plan.device
+def _keep_dict(
+    model: ModelDimensions, device: Device | None, keep: float, needs: Estimate
+) -> dict[str, Any]:
+    tokens = model.num_image_tokens
     return {
         "keep": keep,
         "num_kept": kept_count(keep, tokens),

@@ -81,7 +81,17 @@ def dimensions_of(manifest: Manifest) -> ModelDimensions:
     )
     quant, tokens = manifest.quant, manifest.selector.num_image_tokens
     packed = parse_scheme(quant.scheme) if quant and quant.method in ("awq", "gptq") else None
-    return ModelDimensions(model.id, model.tower, text, tokens, packed)
+    sizes, crops = manifest.dims.get("tokens"), manifest.dims.get("crops")
+    return ModelDimensions(
+        model.id,
+        model.tower,
+        text,
+        tokens,
+        packed,
+        typical_image_tokens=None if sizes is None else sizes.optimum,
+        crops=1 if crops is None else crops.maximum,
+        typical_crops=1 if crops is None else crops.optimum,
+    )
 
 
 def _from_directory(path: Path) -> PlannedModel:

@@ -22,7 +22,7 @@ def test_work_of_tower_and_decoder_for_a_picture_of_640_by_480(
     preset, tower, tokens, decoder, ceiling
 ):
     model = read_dimensions(preset, load_preset(preset).config)
-    gain = predict_gain(model, 0.1, typical=True)
+    gain = predict_gain(model.typical(), 0.1)
     assert gain.num_image_tokens == tokens
     assert gain.tower_flops / 1e12 == pytest.approx(tower, rel=0.1)
     assert gain.decoder_flops / 1e12 == pytest.approx(decoder, rel=0.1)

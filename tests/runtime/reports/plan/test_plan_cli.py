@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from divprune.configs import list_presets
 from divprune.configs.device import list_devices
 from divprune.runtime.cli.plan import main
+from divprune.runtime.directory.manifest import DimRange
+from divprune.runtime.reports.plan.gain import predict_gain
+from divprune.runtime.reports.plan.source import dimensions_of
+from tests.runtime.example_manifest import EXAMPLE_TOWER, example_manifest, with_changes
 
 SECONDS, TRIES = 1.0, 5
 
@@ -138,3 +144,58 @@ def test_a_directory_that_is_neither_is_refused(capsys, tmp_path) -> None:
     assert "config.json or manifest.json" in refused(capsys, str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     assert "is not JSON" in refused(capsys, str(tmp_path))
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_is_told_what_pruning_can_buy_for_the_largest_picture_and_a_typical_one(
+    preset, capsys
+):
+    command = [preset, "--board", "cpu-16gb", "--keep", "0.1"]
+    found = plan(capsys, *command)
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    gains, largest = found["gains"], found["keeps"]
+    assert [gain["num_image_tokens"] for gain in gains] == [
+        keeps[0]["num_image_tokens"] for keeps in (largest, found["typical_keeps"]) if keeps
+    ]
+    for gain in gains:
+        assert f"of {gain['num_image_tokens']} kept" in shown
+        everything = gain["tower_flops"] + gain["decoder_flops"]
+        assert gain["ceiling"] == pytest.approx(
+            everything / (gain["tower_flops"] + 0.1 * gain["decoder_flops"]), abs=1e-3
+        )
+    buys_little = [gain["ceiling"] < 1.5 for gain in gains]
+    assert shown.count("little, the tower is most of the work") == sum(buys_little)
+    if typical := found["typical_keeps"]:
+        assert typical[0]["num_image_tokens"] < largest[0]["num_image_tokens"]
+        assert typical[0]["peak_bytes"] <= largest[0]["peak_bytes"]
+        assert "with a picture of 640 x 480" in shown
+
+
+def test_where_the_largest_picture_is_a_typical_one_it_stands_once(capsys):
+    assert main(["internvl3-2b", "--board", "cpu-16gb"]) == 0
+    shown = capsys.readouterr().out
+    assert "of the largest picture, such as 640 x 480" in shown
+    assert shown.count("TFLOP") == 1
+
+
+def test_an_engine_directory_knows_its_largest_picture_and_a_typical_one():
+    """Of a made-up export whose pictures have 10 to 40 tokens in 2 to 5 crops."""
+    dims = {"tokens": DimRange(10, 30, 40), "crops": DimRange(2, 4, 5)}
+    manifest = with_changes(example_manifest(), dims=dims, selector__num_image_tokens=40)
+    model = dimensions_of(manifest)
+    assert (model.num_image_tokens, model.crops) == (40, 5)
+    assert (model.typical().num_image_tokens, model.typical().crops) == (30, 4)
+    tower = predict_gain(model, 0.1).tower_flops / predict_gain(model.typical(), 0.1).tower_flops
+    assert tower == pytest.approx(5 / 4)
+
+
+def test_patches_of_one_view_grow_with_the_picture():
+    manifest = with_changes(
+        example_manifest(),
+        dims={"tokens": DimRange(1, 10, 40)},
+        selector__num_image_tokens=40,
+        model__tower=replace(EXAMPLE_TOWER, num_positions=160),
+    )
+    typical = dimensions_of(manifest).typical()
+    assert (typical.num_image_tokens, typical.tower.num_positions) == (10, 40)
