@@ -67,8 +67,9 @@ class ModelDimensions:
         num_image_tokens: Visual tokens of a picture (N); of the largest one where N varies.
         packed: How the checkpoint is quantised already; None where it is not.
         typical_image_tokens: N of a picture of 640 x 480 pixels; None where N is fixed.
-        crops: Pictures that the tower sees of the largest one.
+        crops: Pictures that the tower sees of the largest one, or frames of a video.
         typical_crops: The same of one of 640 x 480 pixels.
+        bounds_videos: Whether N and crops are the largest of a picture or a video.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ModelDimensions:
     typical_image_tokens: int | None = None
     crops: int = 1
     typical_crops: int = 1
+    bounds_videos: bool = False
 
     def typical(self) -> ModelDimensions:
         """The same model, whose largest picture is one of 640 x 480 pixels."""

@@ -137,13 +137,19 @@ def render_plan(plan: MemoryPlan) -> str:
 def _gains(plan: MemoryPlan) -> list[tuple[str, Gain]]:
     """For the largest picture and for a typical one, each with the words that say so."""
     model, keep = plan.model, plan.settings.keep
+    gain = predict_gain(model, keep)
     if model.typical_image_tokens is None:
-        return [("", predict_gain(model, keep))]
-    largest = predict_gain(model, keep)
+        return [("", gain)]
+    crops = f" ({model.crops} crops)" if model.crops > 1 else ""
+    largest = f", of the largest picture{' or video' * model.bounds_videos}"
     if plan.typical is None:
-        return [(", of the largest picture, such as 640 x 480", largest)]
-    typical = predict_gain(model.typical(), keep)
-    return [(", of the largest picture", largest), (", of a picture of 640 x 480", typical)]
+        return [(f"{largest}, such as 640 x 480{crops}", gain)]
+    small = model.typical()
+    of_small = f" ({small.crops} crops)" if small.crops > 1 else ""
+    return [
+        (f"{largest}{crops}", gain),
+        (f", of a picture of 640 x 480{of_small}", predict_gain(small, keep)),
+    ]
 
 
 def _pictures(plan: MemoryPlan) -> list[str]:

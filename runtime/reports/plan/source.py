@@ -91,6 +91,7 @@ def dimensions_of(manifest: Manifest) -> ModelDimensions:
         typical_image_tokens=None if sizes is None else sizes.optimum,
         crops=1 if crops is None else crops.maximum,
         typical_crops=1 if crops is None else crops.optimum,
+        bounds_videos=any("video" in name and each for name, each in model.facts.items()),
     )
 
 
