@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from divprune.runtime.backends import load_backend
+from divprune.runtime.backends.onnxruntime.backend import ROWS_ON_CPU
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError, OptionError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from divprune.runtime.backends import Backend
     from divprune.runtime.directory.keep import AutoKeep
+    from divprune.runtime.directory.manifest import Manifest
     from divprune.runtime.inputs.messages import Conversation
 
     Picture = str | Path | bytes | Image.Image
@@ -88,7 +90,12 @@ class Pipeline:
         self._table = EmbeddingTable(
             directory.file("embed_tokens.safetensors"), self._tokenizer.token
         )
-        self._prefiller = Prefiller(backend, self._table, self.manifest.model.position_axes)
+        self._prefiller = Prefiller(
+            backend,
+            self._table,
+            self.manifest.model.position_axes,
+            _rows_together(self.manifest),
+        )
         self._check_parts()
 
     @classmethod
@@ -416,6 +423,12 @@ class Pipeline:
                     found=found,
                     fix="export the model again with divprune-export",
                 )
+
+
+def _rows_together(manifest: Manifest) -> int:
+    """Rows that share the scale of their int8 activations; 1 where there are none."""
+    int8_weights = manifest.quant is not None and manifest.quant.bits == 8
+    return ROWS_ON_CPU if int8_weights or manifest.prefill_quant is not None else 1
 
 
 class _StandIn:

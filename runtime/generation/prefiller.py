@@ -53,12 +53,19 @@ class Prefiller:
         backend: What runs the decoder.
         table: Embeddings of the text's tokens.
         position_axes: Positions of a row: 1, or 3 for time, height and width.
+        rows_together: Rows of a prompt that are computed together where that changes their
+            values, as the shared scale of int8 activations does; 1 where each row stands alone.
+            Only whole pieces of so many are taken from the cache then, and no row of an answer,
+            which was computed alone.
     """
 
-    def __init__(self, backend: Backend, table: EmbeddingTable, position_axes: int) -> None:
+    def __init__(
+        self, backend: Backend, table: EmbeddingTable, position_axes: int, rows_together: int = 1
+    ) -> None:
         self._backend = backend
         self._table = table
         self._axes = position_axes
+        self._rows_together = rows_together
         self._cached = CachedRows()
         self._turn = 0
 
@@ -85,7 +92,8 @@ class Prefiller:
             clock: Is told when the merge, the prefill and the choice ended.
             scope: Of the call, for the keys of the answer's rows.
         """
-        wanted = self._cached.match(keys, [span.tolist() for span in rows.spans])
+        spans = [span.tolist() for span in rows.spans]
+        wanted = self._cached.match(keys, spans, self._rows_together)
         self._cached.clear()  # until everything has worked
         start, step = self._start(rows.next_position, wanted, scope)
         left = [each for each, span in zip(kept, rows.spans, strict=True) if span[0] >= start]
@@ -149,7 +157,8 @@ class Prefiller:
             embeds = self._table.rows([token])[np.newaxis]
             position = next(positions)
             logits = self._backend.forward(embeds, _batched(np.full((axes, 1), position, np.int64)))
-            self._cached.append(token, (position,) * axes, scope)
+            if self._rows_together == 1:
+                self._cached.append(token, (position,) * axes, scope)
             return logits
 
         return start, step

@@ -42,17 +42,20 @@ class CachedRows:
     def __init__(self) -> None:
         self._keys: list[RowKey] = []
 
-    def match(self, keys: Sequence[RowKey], spans: Sequence[Sequence[int]]) -> int:
+    def match(
+        self, keys: Sequence[RowKey], spans: Sequence[Sequence[int]], rows_together: int = 1
+    ) -> int:
         """How many rows of a prompt the cache holds already.
 
         At least one row is left to compute, for its logits, and a picture is taken whole or
-        not at all.
+        not at all. So are pieces of ``rows_together`` rows, where more than one are computed
+        together; two rows are left then, since a single one is computed otherwise.
         """
-        most = min(len(self._keys), len(keys) - 1)
+        most = max(0, min(len(self._keys), len(keys) - (1 if rows_together == 1 else 2)))
         count = next((i for i in range(most) if keys[i] != self._keys[i]), most)
-        for span in spans:
-            if span[0] < count <= span[-1]:
-                count = int(span[0])
+        whole = _whole(count, spans, rows_together)
+        while whole < count:
+            count, whole = whole, _whole(whole, spans, rows_together)
         return count
 
     def clear(self) -> None:
@@ -66,3 +69,12 @@ class CachedRows:
     def append(self, token: int, position: Sequence[int], scope: Hashable = None) -> None:
         """One more row of text."""
         self._keys.append((scope, token, *position))
+
+
+def _whole(count: int, spans: Sequence[Sequence[int]], rows_together: int) -> int:
+    """At most ``count`` rows, without a part of a piece and without a part of a picture."""
+    count -= count % rows_together
+    for span in spans:
+        if span[0] < count <= span[-1]:
+            count = int(span[0])
+    return count

@@ -63,9 +63,11 @@ def grow(pipeline: Pipeline, picture: Image.Image) -> list[Messages]:
         ("onnxruntime", {}),
         ("onnxruntime", {"positions": "original"}),
         ("tensorrt", {}),
+        ("tensorrt-rtx", {"quant": "int4"}),
         ("jetpack6", {}),
+        ("jetpack6", {"quant": "int4"}),
     ],
-    ids=lambda param: "-".join([param[0], *param[1].values()]),
+    ids=lambda param: "-".join([param[0], *map(str, param[1].values())]),
 )
 def directory(request: pytest.FixtureRequest, target_dir: Any) -> Path:
     target, options = request.param
@@ -85,6 +87,27 @@ def test_every_turn_gives_the_token_ids_of_a_fresh_run(directory, picture):
         assert expected.cached_tokens == 0
         reused.append(again.cached_tokens / again.prompt_tokens)
     assert min(reused) > 0.5
+
+
+@pytest.mark.parametrize("options", [{"quant": "int4", "prefill_quant": "int8"}, {"quant": "int8"}])
+def test_int8_takes_whole_pieces_from_the_cache_and_answers_as_a_fresh_run(
+    options, target_dir, picture
+):
+    """Rows that are computed together share a scale: taken apart, they would be others."""
+    directory = target_dir("onnxruntime", **options)
+    growing, fresh = (Pipeline.from_dir(directory, threads=1) for _ in range(2))
+    turns: Messages = []
+    reused = []
+    for number in range(4):
+        parts = (picture,) if number == 1 else ()
+        turns = [*turns, user(*parts, f"What is {'very ' * 12}strange, {number}?")]
+        expected = answer(fresh, turns, reuse=False)
+        found = answer(growing, turns)
+        assert found.token_ids == expected.token_ids
+        reused.append(found.cached_tokens)
+        turns = [*turns, assistant(found.text or "nothing")]
+    assert reused[-1] > 0
+    assert all(rows % 128 == 0 for rows in reused)
 
 
 def test_a_follow_up_question_costs_its_own_words(engine_dir, picture):
