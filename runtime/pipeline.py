@@ -340,6 +340,16 @@ class Pipeline:
         """
         return self._encoder.encode_alone(self._encoder.open(Medium("image", image, "image")))
 
+    def open_video(self, source: str | Path | bytes) -> VideoFrames:
+        """Open a video for ``chat``, which takes the result as a video.
+
+        Raises:
+            UnsupportedError: if the family takes no videos.
+            VideoError: if there is none, or it cannot be read.
+        """
+        content = self._encoder.open(Medium("video", source, str(source))).content
+        return cast("VideoFrames", content)
+
     def image_features(self, image: Picture) -> NDArray[np.floating]:
         """Features [N, hidden] of all tokens of a picture, as the selection sees them.
 

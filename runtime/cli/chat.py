@@ -33,6 +33,7 @@ _HELP = """\
 /image PATH   show a picture with the next message (several are fine)
 /video PATH   show a video with the next message
 /keep K       keep another fraction of visual tokens from now on: 0.1, auto:0.8, or default
+              (what the program was started with)
 /reset        forget the conversation
 /help         this list
 /quit         leave (Ctrl-D does, too); Ctrl-C stops an answer"""
@@ -79,6 +80,8 @@ def _converse(chat: Chat, prompt: str) -> None:
         try:
             line = input(prompt).strip()
         except EOFError:
+            if prompt:  # the shell's own prompt would stand behind this one
+                print(file=sys.stderr)
             return
         except KeyboardInterrupt:  # an empty line, not the end of the program
             print(file=sys.stderr)
@@ -86,7 +89,10 @@ def _converse(chat: Chat, prompt: str) -> None:
         if line in ("/quit", "/exit"):
             return
         if line:
-            chat.take(line)
+            try:
+                chat.take(line)
+            except KeyboardInterrupt:  # before the first word of an answer, or in a long video
+                print("\n[stopped]", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -111,6 +117,9 @@ def _line_editing() -> Any:
 class Chat:
     """One conversation: its messages, and what the next one shows.
 
+    What a message showed that the directory cannot take is put away with the error: it would
+    stand in the way of every message that follows.
+
     Args:
         pipeline: A loaded engine directory.
         arguments: Options of the command line.
@@ -120,7 +129,7 @@ class Chat:
     def __init__(
         self, pipeline: Pipeline, arguments: argparse.Namespace, sampling: SamplingOptions
     ) -> None:
-        self._pipeline, self._arguments, self._sampling = pipeline, arguments, sampling
+        self.pipeline, self._arguments, self._sampling = pipeline, arguments, sampling
         self._exported_keep = arguments.keep
         self.messages: list[dict[str, Any]] = []
         self.shown: list[dict[str, Any]] = []
@@ -128,22 +137,27 @@ class Chat:
 
     def take(self, line: str) -> None:
         """A command, or a message to answer; errors are said and the conversation goes on."""
-        from divprune.runtime.errors import DivPruneError
+        from divprune.runtime.errors import DivPruneError, PromptError
 
+        is_command = line.startswith("/")
         try:
-            if line.startswith("/"):
+            if is_command:
                 self.obey(line)
             else:
                 self.answer(line)
         except DivPruneError as error:
             print(f"error: {error}", file=sys.stderr)
+            if self.shown and not is_command and not isinstance(error, PromptError):
+                self.shown = []
+                print("[nothing is shown any more]", file=sys.stderr)
 
     def obey(self, line: str) -> None:
         """Carry out a command.
 
         Raises:
             OptionError: for an unknown one.
-            ImageError: for a picture that cannot be read.
+            ImageError: for a picture or video that cannot be read.
+            UnsupportedError: for a video where the family takes none.
         """
         from divprune.runtime.errors import OptionError
 
@@ -160,11 +174,18 @@ class Chat:
         commands[name](rest.strip())
 
     def answer(self, text: str) -> None:
-        """Stream the answer to a message; Ctrl-C keeps what was said until then."""
+        """Stream the answer to a message; Ctrl-C keeps what was said until then.
+
+        Raises:
+            DivPruneError: if it cannot be answered; the conversation is as before.
+            KeyboardInterrupt: for Ctrl-C before the first word; the same.
+        """
+        from divprune.runtime.errors import printable
+
         content = [*self.shown, {"type": "text", "text": text}]
         messages = [*self.messages, {"role": "user", "content": content}]
         options = self._arguments
-        generation = self._pipeline.chat(
+        generation = self.pipeline.chat(
             messages,
             keep=options.keep,
             max_new_tokens=options.max_new_tokens,
@@ -174,10 +195,11 @@ class Chat:
             fps=options.fps,
         )
         said, stopped = [], False
+        on_terminal = sys.stdout.isatty()  # which would obey the escape codes of an answer
         try:
             for piece in generation:
                 said.append(piece)
-                print(piece, end="", flush=True)
+                print(printable(piece) if on_terminal else piece, end="", flush=True)
         except KeyboardInterrupt:
             stopped = True
         print(flush=True)
@@ -195,20 +217,40 @@ class Chat:
     def _show_image(self, path: str) -> None:
         from divprune.runtime.inputs.image_loading import load_image
 
-        (name,) = shlex.split(path) or [""]
-        self.shown.append({"type": "image", "image": load_image(name)})
+        self.shown.append({"type": "image", "image": load_image(_one_path("/image", path))})
 
     def _show_video(self, path: str) -> None:
-        (name,) = shlex.split(path) or [""]
-        self.shown.append({"type": "video", "video": name})
+        video = self.pipeline.open_video(_one_path("/video", path))
+        self.shown.append({"type": "video", "video": video})
 
     def _set_keep(self, value: str) -> None:
         from divprune.runtime.directory.keep import parse_keep
         from divprune.runtime.generation.kept_tokens import KeepRule
 
         keep = self._exported_keep if value in ("", "default") else parse_keep(value)
-        KeepRule.of(self._pipeline.manifest, keep)
+        KeepRule.of(self.pipeline.manifest, keep)
         self._arguments.keep = keep
+
+
+def _one_path(command: str, rest: str) -> str:
+    """The path behind a command: quoted as in a shell, or as it stands, with its spaces.
+
+    Raises:
+        OptionError: if there is none.
+    """
+    from divprune.runtime.errors import OptionError
+
+    if not rest:
+        raise OptionError(f"{command} needs a path", expected=f"{command} PATH", found="nothing")
+    if rest == "-":
+        raise OptionError(
+            "standard input is where the messages come from", expected="a path or URL", found="-"
+        )
+    try:
+        words = shlex.split(rest)
+    except ValueError:  # a quotation mark in the name itself
+        return rest
+    return words[0] if len(words) == 1 else rest
 
 
 def _summary(result: GenerationResult) -> str:
