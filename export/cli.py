@@ -11,6 +11,7 @@ from divprune.runtime.cli.main_guard import (
     ToolParser,
     add_common_options,
     configure_logging,
+    fraction,
     run_guarded,
     run_tool,
 )
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="preset (llava-1.5-7b), hub id (org/name) or directory")
     add(
         "--keep",
-        type=float,
+        type=fraction,
         help="required: fraction of visual tokens KEPT, e.g. 0.1 (vtw takes none)",
     )
     add("--output", type=Path, help="engine directory to write (default ./<model>-keep<keep>)")

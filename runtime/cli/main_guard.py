@@ -19,6 +19,7 @@ __all__ = [
     "add_common_options",
     "add_memory_options",
     "configure_logging",
+    "fraction",
     "run_guarded",
     "run_tool",
 ]
@@ -113,6 +114,23 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     volume.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
     parser.add_argument("--version", action=_ShowVersion, help="print the version and exit")
+
+
+def fraction(text: str) -> float:
+    """The type of a ``--keep`` that stands for all pictures; its range is for others to check.
+
+    Raises:
+        ArgumentTypeError: for a similarity, and for what is no number.
+    """
+    if text.startswith("auto:"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a choice of each run, which has a picture: here goes a fraction, the most "
+            "that any run will keep, such as 0.25"
+        )
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from divprune.runtime.cli.main_guard import (
     ToolParser,
     add_common_options,
+    fraction,
     run_tool,
 )
 
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         " directory, or engine directory")  # fmt: skip
     add("--board", help="device to fit, such as orin-nano-8gb; an unknown name lists all"
         " (default: this machine)")  # fmt: skip
-    add("--keep", type=float, help="fraction of visual tokens kept (default: the export's, the"
+    add("--keep", type=fraction, help="fraction of visual tokens kept (default: the export's, the"
         f" preset's, or {_DEFAULT_KEEP:g})")  # fmt: skip
     add("--target", help="what it is exported for (default: what suits the board)")
     add("--dtype", help="fp16 (default) or fp32")

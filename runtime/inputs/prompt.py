@@ -90,7 +90,7 @@ def build_prompt(
     """
     _check_texts(conversation, placeholders)
     rendered = template.render(conversation.messages)
-    text = _put_in(rendered, media, placeholders)
+    text = _put_in(rendered, media, placeholders, conversation)
     ids = np.array(tokenizer.encode(text), np.int64)
     is_visual = np.isin(ids, visual_token_ids)
     runs = [length for each in media for length in each.runs]
@@ -127,7 +127,10 @@ def staying_rows(
 
 
 def _put_in(
-    rendered: str, media: Sequence[Expansion], placeholders: Mapping[MediaKind, str]
+    rendered: str,
+    media: Sequence[Expansion],
+    placeholders: Mapping[MediaKind, str],
+    conversation: Conversation,
 ) -> str:
     """Replace each placeholder by the text of its picture or video."""
     kinds = {text: kind for kind, text in placeholders.items()}
@@ -136,7 +139,7 @@ def _put_in(
     found = [kinds[match[0]] for match in pattern.finditer(rendered)]
     wanted = [each.kind for each in media]
     if found != wanted:
-        raise _wrong_number(wanted, found, placeholders)
+        raise _wrong_number(wanted, found, placeholders, conversation)
     texts = iter([each.text for each in media])
     return pattern.sub(lambda match: next(texts), rendered)
 
@@ -153,7 +156,10 @@ def _check_texts(conversation: Conversation, placeholders: Mapping[MediaKind, st
 
 
 def _wrong_number(
-    wanted: Sequence[str], found: Sequence[str], placeholders: Mapping[MediaKind, str]
+    wanted: Sequence[str],
+    found: Sequence[str],
+    placeholders: Mapping[MediaKind, str],
+    conversation: Conversation,
 ) -> PromptError:
     kinds: list[MediaKind] = ["image", "video"]
     kinds.sort(key=lambda kind: kind in placeholders)  # what it never takes comes first
@@ -169,8 +175,18 @@ def _wrong_number(
         f"the chat template does not write one {kind} placeholder {placeholders[kind]!r} for "
         f"every {kind}, in order",
         expected=f"{wanted.count(kind)} in the prompt",
-        found=f"{found.count(kind)} in the prompt",
+        found=f"{found.count(kind)} in the prompt, of {_places(kind, conversation)}",
         fix="put pictures into messages of a role whose content the template writes (user), or "
         "export again with a chat_template.jinja that writes the placeholder for entries of "
         f'type "{kind}"',
+    )
+
+
+def _places(kind: MediaKind, conversation: Conversation) -> str:
+    """Where pictures or videos stand, with the roles that decide what a template does."""
+    return ", ".join(
+        f"messages[{i}].content[{j}] ({message['role']})"
+        for i, message in enumerate(conversation.messages)
+        for j, part in enumerate(message["content"])
+        if part["type"] == kind
     )

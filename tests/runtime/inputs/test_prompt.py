@@ -160,7 +160,8 @@ def test_template_that_ignores_pictures_is_explained(template, found):
     with pytest.raises(PromptError, match="the chat template does not write one") as caught:
         build("Why?", 2, template=template)
     assert caught.value.expected == "2 in the prompt"
-    assert caught.value.found == f"{found} in the prompt"
+    places = "messages[0].content[0] (user), messages[0].content[1] (user)"
+    assert caught.value.found == f"{found} in the prompt, of {places}"
 
 
 def test_visual_token_that_the_tokenizer_lacks_is_explained():
