@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,7 +16,11 @@ from divprune.runtime.errors import EngineDirectoryError, OptionError
 from divprune.runtime.families import MediaKind, Prepared, VideoFrames, load_family
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.encoded_image import EncodedImage
-from divprune.runtime.generation.generation import Generation, Prefill
+from divprune.runtime.generation.generation import (
+    Generation,
+    InterruptedAnswerError,
+    Prefill,
+)
 from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens, take_kept
 from divprune.runtime.generation.media_encoder import MediaEncoder, PreparedMedium
@@ -150,6 +154,7 @@ class Pipeline:
         fps: float | None = None,
         reuse: bool = True,
         scope: Hashable = None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Generation:
         """Answer the last message of a conversation.
 
@@ -172,11 +177,14 @@ class Pipeline:
             fps: Frames a second of videos that do not say it: folders and animations.
             reuse: False computes everything anew, as a measurement wants.
             scope: Cached rows and pictures are shared only between calls of the same scope.
+            interrupted: Asked before each picture is encoded, before the prompt is prefilled
+                and before each token; once it says so, nothing more is computed.
 
         Returns:
             An iterator of text pieces; its ``result`` is a ``GenerationResult``.
 
         Raises:
+            InterruptedAnswerError: once ``interrupted`` says so, from the iterator too.
             PromptError: if messages have another form, or the prompt does not fit.
             OptionError: for a ``keep`` this directory cannot serve, no new token, or an empty
                 ``stop``.
@@ -203,7 +211,11 @@ class Pipeline:
         clock.lap("preprocess")
         # Inside the LLM every token enters; the front layers process all of them.
         inside = self.manifest.selector.inside_llm
-        kept = [self._encode(each, rule, everything=inside) for each in media]
+        kept = []
+        for each in media:
+            _stop_if(interrupted)
+            kept.append(self._encode(each, rule, everything=inside))
+        _stop_if(interrupted)
         clock.lap("vision")
         _add_earlier_time(clock.laps, media)
         rows = prune_prompt(
@@ -242,7 +254,30 @@ class Pipeline:
             eos_token_ids=() if ignore_eos else self._rules.eos_token_ids,
             limit=limit,
             stop=stop,
+            interrupted=interrupted,
         )
+
+    def encode_ahead(
+        self, messages: Sequence[Mapping[str, Any]], *, scope: Hashable = None
+    ) -> None:
+        """Put the pictures of a conversation into the cache, before ``chat`` is asked about it.
+
+        May be called from another thread while an answer is being made, where the backend's
+        ``encodes_beside_decoding`` says so.
+
+        Args:
+            messages: As ``chat`` takes them.
+            scope: Of the call of ``chat`` that will follow.
+
+        Raises:
+            PromptError: if messages have another form.
+            ImageError: if a picture or video cannot be read.
+        """
+        media = read_messages(messages).media
+        num_pictures = sum(medium.kind == "image" for medium in media)
+        for medium in media:
+            opened = self._encoder.open(medium)
+            self._encoder.encode_ahead(opened, num_media=num_pictures, scope=scope)
 
     def generate(
         self,
@@ -466,6 +501,11 @@ def as_pictures(
     if [str(picture) for picture in pictures if isinstance(picture, (str, Path))].count("-") > 1:
         raise OptionError("standard input (-) can give one picture only", found="- twice")
     return pictures
+
+
+def _stop_if(interrupted: Callable[[], bool]) -> None:
+    if interrupted():
+        raise InterruptedAnswerError
 
 
 def _add_earlier_time(laps: dict[str, float], media: Sequence[PreparedMedium]) -> None:

@@ -203,6 +203,11 @@ class Backend(Protocol):
         """Library, version and device, as reports show it."""
         ...
 
+    @property
+    def encodes_beside_decoding(self) -> bool:
+        """Whether one thread may call ``encode_image`` while another calls ``forward``."""
+        ...
+
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision graph on its inputs, by name."""
         ...

@@ -20,6 +20,7 @@ from divprune.runtime.cli.main_guard import (
 )
 
 if TYPE_CHECKING:
+    from divprune.runtime.backends import Backend
     from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.serving.options import ServerOptions
 
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", help=f"{', '.join(BACKENDS)} (default: what the export was made for)")
     add("--device", choices=DEVICES, help="default: cuda with TensorRT, otherwise cpu")
     add("--threads", type=int, metavar="N", help="threads inside one operator")
+    add("--encode-ahead", action="store_true", help="encode the next request's pictures while an"
+        " answer is being decoded: where that leaves a processor idle")  # fmt: skip
     add_memory_options(parser)
     add_common_options(parser)
     return parser
@@ -91,11 +94,6 @@ def _run(arguments: argparse.Namespace) -> int:
     require_packages()
     directory = _check_directory(arguments)
     listener = bind(arguments.host, arguments.port)
-    logging.getLogger("divprune.runtime.serving").setLevel(
-        logging.ERROR if arguments.quiet else logging.INFO
-    )
-    # Said for every request without max_tokens otherwise: the length shows in finish_reason.
-    logging.getLogger("divprune.runtime.directory.limits").setLevel(logging.ERROR)
     with listener:
         from divprune.runtime.backends import load_backend
         from divprune.runtime.pipeline import Pipeline
@@ -108,14 +106,23 @@ def _run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             residency=arguments.residency,
         )
+        _check_ahead(arguments, backend)
         pipeline = Pipeline(directory, backend, picture_cache_bytes=options.max_cache_bytes)
         server = ChatServer(pipeline, options)
+        _set_log_levels(quiet=arguments.quiet)
         if not arguments.quiet:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"{options.model_name} at http://{shown}:{port}", file=sys.stderr, flush=True)
         run(server, options, listener, ",".join(arguments.trusted_proxy))
     return 0
+
+
+def _set_log_levels(*, quiet: bool) -> None:
+    serving = logging.getLogger("divprune.runtime.serving")
+    serving.setLevel(logging.ERROR if quiet else logging.INFO)
+    # Said for every request without max_tokens otherwise: the length shows in finish_reason.
+    logging.getLogger("divprune.runtime.directory.limits").setLevel(logging.ERROR)
 
 
 def _options(arguments: argparse.Namespace) -> ServerOptions:
@@ -138,6 +145,7 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
         timeout_s=arguments.timeout,
         grace_s=arguments.grace,
         allow_urls=tuple(host.strip() for host in hosts if host.strip()),
+        encode_ahead=arguments.encode_ahead,
         media_dir=arguments.media_dir,
     )
 
@@ -172,6 +180,26 @@ def _check_exposure(host: str, arguments: argparse.Namespace, options: ServerOpt
         found=f"--host {host}",
         fix=f'{_KEY_VARIABLE}="$(openssl rand -hex 24)" divprune-serve ...',
     )
+
+
+def _check_ahead(arguments: argparse.Namespace, backend: Backend) -> None:
+    from divprune.runtime.errors import OptionError
+
+    if not arguments.encode_ahead:
+        return
+    if arguments.max_cache_mib == 0:
+        raise OptionError(
+            "--encode-ahead has nowhere to put the pictures",
+            expected="a cache for them",
+            found="--max-cache-mib 0",
+        )
+    if not backend.encodes_beside_decoding:
+        raise OptionError(
+            "--encode-ahead cannot be used here",
+            expected="ONNX Runtime with vision graph and LLM in memory together",
+            found=f"{backend.name}, --residency {arguments.residency}",
+            fix="leave --encode-ahead out",
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from divprune.runtime.generation.sampling import Sampler
     from divprune.runtime.inputs.tokenization import TextStream
 
-__all__ = ["Generation", "Prefill"]
+__all__ = ["Generation", "InterruptedAnswerError", "Prefill"]
+
+
+class InterruptedAnswerError(Exception):
+    """Nobody wants the answer any more: raised between two steps of its making."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Generation(Iterator[str]):
         eos_token_ids: Tokens that end the answer.
         limit: Largest number of new tokens.
         stop: Texts that end the answer; they are left out of it.
+        interrupted: Asked before each token is fed; once it says so, iterating raises
+            ``InterruptedAnswerError``.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Generation(Iterator[str]):
         eos_token_ids: tuple[int, ...],
         limit: int,
         stop: Sequence[str] = (),
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._prefill = prefill
         self._step = step
@@ -84,6 +91,7 @@ class Generation(Iterator[str]):
         self._eos_token_ids = eos_token_ids
         self._limit = limit
         self._stop = StopText(stop)
+        self._interrupted = interrupted
         self._token_ids: list[int] = []
         self._text: list[str] = []
         self._decode_ms: list[float] = []
@@ -110,13 +118,6 @@ class Generation(Iterator[str]):
         """What is known since the first token."""
         return self._prefill
 
-    def end(self) -> GenerationResult:
-        """End here: the result of what has been made, as if the model had stopped."""
-        if self._result is None:
-            self._pieces.close()
-            self._result = self._finish("stop")
-        return self._result
-
     def _run(self) -> Generator[str, None, None]:
         token = self._prefill.first_token
         while True:
@@ -127,6 +128,8 @@ class Generation(Iterator[str]):
                 break
             if len(self._token_ids) >= self._limit:
                 break
+            if self._interrupted():
+                raise InterruptedAnswerError
             token = self._decode(token)
         if piece := self._stop.push(self._stream.finish()) + self._stop.finish():
             yield piece

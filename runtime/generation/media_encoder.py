@@ -117,10 +117,47 @@ class MediaEncoder:
         content = opened.content
         if isinstance(content, EncodedImage):
             return PreparedMedium(content.prepared, content.digest, content)
-        context = num_media if self._family.request_sensitive else None
-        digest = _digest(content, (context, num_frames, scope))
+        digest = self._identify(content, num_media, num_frames, scope)
         if (known := self.cache.get(digest)) is not None:
             return PreparedMedium(known.prepared, digest, known)
+        return self._prepare(content, digest, num_media, num_frames)
+
+    def encode_ahead(self, opened: Opened, *, num_media: int, scope: Hashable) -> None:
+        """Put a picture or video into the cache, for a request that will ask about it.
+
+        Args:
+            opened: The picture or video.
+            num_media: Pictures in that request.
+            scope: Of that request.
+
+        Raises:
+            ImageError: if it cannot be prepared.
+            UnsupportedError: for a video where the family takes none.
+        """
+        content = opened.content
+        if isinstance(content, EncodedImage):
+            return
+        digest = self._identify(content, num_media, None, scope)
+        if digest not in self.cache:
+            self.encode(self._prepare(content, digest, num_media, None))
+
+    def _identify(
+        self,
+        content: Image.Image | VideoFrames,
+        num_media: int,
+        num_frames: int | None,
+        scope: Hashable,
+    ) -> bytes:
+        context = num_media if self._family.request_sensitive else None
+        return _digest(content, (context, num_frames, scope))
+
+    def _prepare(
+        self,
+        content: Image.Image | VideoFrames,
+        digest: bytes,
+        num_media: int,
+        num_frames: int | None,
+    ) -> PreparedMedium:
         if isinstance(content, VideoFrames):
             prepared = self._family.prepare_video(content, num_frames, num_media)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ __all__ = ["PictureCache"]
 class PictureCache:
     """The latest encoded pictures, by the digest of their pixels; the oldest goes first.
 
+    Safe to use from several threads.
+
     Args:
         max_bytes: Of all features together; 0 keeps nothing.
 
@@ -29,32 +32,39 @@ class PictureCache:
         self._max_bytes = max_bytes
         self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self.num_bytes = self.hits = self.misses = 0
+        self._lock = threading.Lock()
 
     def get(self, digest: bytes) -> EncodedImage | None:
         """The picture of that digest, which counts as used now."""
-        encoded = self._encoded.get(digest)
-        if encoded is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._encoded.move_to_end(digest)
-        return encoded
+        with self._lock:
+            encoded = self._encoded.get(digest)
+            if encoded is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._encoded.move_to_end(digest)
+            return encoded
 
     def put(self, encoded: EncodedImage) -> None:
         """Keep a picture, unless it is larger than the whole cache."""
         size = _num_bytes(encoded)
-        if encoded.digest in self._encoded or size > self._max_bytes:
-            return
-        self._encoded[encoded.digest] = encoded
-        self.num_bytes += size
-        while self.num_bytes > self._max_bytes:
-            _, oldest = self._encoded.popitem(last=False)
-            self.num_bytes -= _num_bytes(oldest)
+        with self._lock:
+            if encoded.digest in self._encoded or size > self._max_bytes:
+                return
+            self._encoded[encoded.digest] = encoded
+            self.num_bytes += size
+            while self.num_bytes > self._max_bytes:
+                _, oldest = self._encoded.popitem(last=False)
+                self.num_bytes -= _num_bytes(oldest)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._encoded.clear()
-        self.num_bytes = 0
+        with self._lock:
+            self._encoded.clear()
+            self.num_bytes = 0
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._encoded
 
     def __len__(self) -> int:
         return len(self._encoded)

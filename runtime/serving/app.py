@@ -73,7 +73,9 @@ class ChatServer:
         self._pool = ThreadPoolExecutor(_FETCHERS if self._fetch else _DECODERS, "divprune-media")
         self._draining = False
         self.metrics = _metrics(self._queue, pipeline)
-        self._engine = Engine(pipeline, self._queue, self.metrics)
+        self._engine = Engine(
+            pipeline, self._queue, self.metrics, encode_ahead=options.encode_ahead
+        )
         self.metrics.gauge("requests_running", "Answers being made.", lambda: self._engine.running)
         self.app = self._build()
 
@@ -130,6 +132,7 @@ class ChatServer:
             decoded = await self._in_pool(decode_messages, messages, media)
             job = self._job(chat, decoded, owner)
             self._queue.commit(place, job)
+            self._engine.look_ahead()
         except BaseException:
             self._queue.release(place)
             raise

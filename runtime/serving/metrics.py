@@ -85,6 +85,7 @@ class Metrics:
         image_tokens: Visual tokens that the language model saw.
         pruned_tokens: Visual tokens that were removed.
         generated_tokens: Tokens of answers.
+        encoded_ahead: Requests whose pictures were encoded while another was answered.
         ttft: Seconds from acceptance to first token.
         queued: Seconds from acceptance to the start of the work.
         vision: Seconds of the vision graph.
@@ -101,6 +102,9 @@ class Metrics:
         self.image_tokens = Counter("kept_image_tokens_total", "Visual tokens kept.")
         self.pruned_tokens = Counter("pruned_image_tokens_total", "Visual tokens pruned away.")
         self.generated_tokens = Counter("generated_tokens_total", "Tokens of answers.")
+        self.encoded_ahead = Counter(
+            "requests_encoded_ahead_total", "Requests whose pictures were encoded while waiting."
+        )
         self.ttft = Histogram("time_to_first_token_seconds", "From acceptance to first token.")
         self.queued = Histogram("queue_seconds", "From acceptance to the start of the work.")
         self.vision = Histogram("vision_seconds", "Vision graph, selection included.")

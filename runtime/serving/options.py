@@ -39,6 +39,7 @@ class ServerOptions:
         body_timeout_s: Seconds a client has to send a body.
         grace_s: Seconds that accepted requests have once the server was asked to stop.
         allow_urls: Hosts pictures may be fetched from; ``*`` is any; empty: none.
+        encode_ahead: Encode pictures of the next request while an answer is being decoded.
         media_dir: Folder below which ``file:`` URLs may point; None: nowhere.
     """
 
@@ -57,6 +58,7 @@ class ServerOptions:
     body_timeout_s: float = 60.0
     grace_s: float = 30.0
     allow_urls: tuple[str, ...] = ()
+    encode_ahead: bool = False
     media_dir: Path | None = None
 
     def __post_init__(self) -> None:

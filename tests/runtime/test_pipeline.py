@@ -25,6 +25,7 @@ from divprune.runtime.errors import (
     OptionError,
     PromptError,
 )
+from divprune.runtime.generation.generation import InterruptedAnswerError
 from divprune.runtime.inputs.tokenization import TextTokenizer
 from divprune.runtime.pipeline import as_pictures
 from tests.runtime.engine_copies import copy_engine, read_manifest
@@ -340,6 +341,34 @@ def test_the_next_generation_ends_the_one_before(pipeline, picture):
     assert len(second.result.token_ids) == 5
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_an_interrupted_answer_computes_no_further_token(pipeline, picture, tokens):
+    backend = pipeline.backend
+    generation = pipeline.generate(
+        picture, QUESTION, max_new_tokens=50, interrupted=lambda: len(backend.logits) == tokens
+    )
+    with pytest.raises(InterruptedAnswerError):
+        list(generation)
+    assert len(backend.logits) == tokens
+    assert len(pipeline.generate(picture, QUESTION, max_new_tokens=5).result.token_ids) == 5
+
+
+def test_an_interrupted_prompt_is_encoded_to_the_picture_in_hand_and_not_prefilled(
+    pipeline, picture
+):
+    backend = pipeline.backend
+    for encoded in (0, 1, 2):
+        backend.features.clear()
+        with pytest.raises(InterruptedAnswerError):
+            pipeline.generate(
+                [picture, make_picture(1)],
+                QUESTION,
+                interrupted=lambda most=encoded: len(backend.features) == most,
+            )
+        assert len(backend.features) == encoded
+        assert backend.logits == []
+
+
 def test_a_refused_generation_leaves_the_one_before_alone(pipeline, picture):
     first = pipeline.generate(picture, QUESTION, max_new_tokens=5)
     with pytest.raises(OptionError):
@@ -414,6 +443,27 @@ def test_a_picture_encoded_once_gives_the_same_answers_without_the_vision_graph(
         found = pipeline.generate(encoded, QUESTION, keep=keep, max_new_tokens=6).result
         assert len(pipeline.backend.features) == seen
         assert (found.token_ids, found.images) == (expected.token_ids, expected.images)
+
+
+def test_pictures_encoded_ahead_are_found_by_calls_of_the_same_scope(pipeline, picture):
+    pictures = [picture, make_picture(1)]
+    messages = [{"role": "user", "content": [
+        *({"type": "image", "image": each} for each in pictures),
+        {"type": "text", "text": QUESTION},
+    ]}]  # fmt: skip
+    seen = pipeline.backend.features
+    expected = pipeline.generate(pictures, QUESTION, max_new_tokens=5).result
+    pipeline.forget()
+    seen.clear()
+    for _ in range(2):
+        pipeline.encode_ahead(messages, scope="a")
+    assert len(seen) == 2
+    result = pipeline.chat(messages, max_new_tokens=5, scope="a").result
+    assert len(seen) == 2
+    assert result.token_ids == expected.token_ids
+    assert result.images == expected.images
+    pipeline.chat(messages, max_new_tokens=5, scope="b")
+    assert len(seen) == 4
 
 
 def test_times_of_an_encoded_picture_include_what_encoding_took(pipeline, picture):

@@ -171,6 +171,11 @@ class OnnxRuntimeBackend:
         self._num_image_tokens = manifest.selector.num_image_tokens
         self._inside_llm = manifest.selector.inside_llm
 
+    @property
+    def encodes_beside_decoding(self) -> bool:
+        """Sessions may run at the same time, unless one is closed for the other."""
+        return self._residents.together
+
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision graph on its inputs, by name."""
         names = self._vision_outputs

@@ -45,6 +45,9 @@ class Residents:
         open_full: Opens the vision graph of the full picture, which few runs need.
         open_decoder: Opens the decoder's graphs and allocates the caches.
         together: Keep what was opened; vision and decoder are opened now.
+
+    Attributes:
+        together: Whether vision and decoder are in memory at the same time.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Residents:
     ) -> None:
         self._open_vision, self._open_full = open_vision, open_full
         self._open_decoder = open_decoder
-        self._together = together
+        self.together = together
         self._vision: Any = None
         self._full: Any = None
         self._decoder: Decoder | None = None
@@ -102,7 +105,7 @@ class Residents:
         return self._decoder
 
     def _close_decoder(self) -> None:
-        if not self._together and self._decoder is not None:
+        if not self.together and self._decoder is not None:
             self._decoder = None
             release_freed_memory()
 

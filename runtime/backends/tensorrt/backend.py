@@ -150,6 +150,11 @@ class TensorRTBackend:
         if self._engines.together:
             self._llm_engines()
 
+    @property
+    def encodes_beside_decoding(self) -> bool:
+        """Never: the engines share one stream and one workspace."""
+        return False
+
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision engine on its inputs, by name; features stay on the device."""
         encode_full = partial(self._encode_full, inputs)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from divprune.runtime.serving.answers.stop_texts import StopTexts
+from divprune.runtime.generation.generation import InterruptedAnswerError
+from divprune.runtime.serving.answers.ahead import Ahead
 from divprune.runtime.serving.errors import ApiError, draining, from_exception
 
 if TYPE_CHECKING:
-    from divprune.runtime.generation.generation import Generation
     from divprune.runtime.generation.result import GenerationResult
     from divprune.runtime.pipeline import Pipeline
     from divprune.runtime.serving.answers.job import Job
@@ -28,13 +27,22 @@ class Engine:
         pipeline: A loaded engine directory.
         queue: Where jobs come from.
         metrics: What is counted.
+        encode_ahead: Encode pictures of the next job while an answer is being decoded.
     """
 
-    def __init__(self, pipeline: Pipeline, queue: FairQueue[Job], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        queue: FairQueue[Job],
+        metrics: Metrics,
+        *,
+        encode_ahead: bool = False,
+    ) -> None:
         self._pipeline = pipeline
         self._queue = queue
         self._metrics = metrics
         self._current: Job | None = None
+        self._ahead = Ahead(pipeline, queue, metrics.encoded_ahead) if encode_ahead else None
         self._thread = threading.Thread(target=self._run, name="divprune-engine", daemon=True)
 
     @property
@@ -50,10 +58,19 @@ class Engine:
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
+        if self._ahead is not None:
+            self._ahead.start()
+
+    def look_ahead(self) -> None:
+        """A job has been put into the queue."""
+        if self._ahead is not None:
+            self._ahead.look()
 
     def stop(self, grace_s: float) -> None:
         """Finish what was accepted; what is not done after ``grace_s`` is told so."""
         self._queue.close()
+        if self._ahead is not None:
+            self._ahead.end()
         self._thread.join(grace_s)
         for job in [*self._queue.drain(), self._current]:
             if job is not None:
@@ -63,9 +80,13 @@ class Engine:
     def _run(self) -> None:
         while (job := self._queue.take()) is not None:
             self._current = job
+            if self._ahead is not None:
+                self._ahead.wait_for(job)
             try:
                 self._answer(job)
             finally:
+                if self._ahead is not None:
+                    self._ahead.decode_ends()
                 self._current = None
                 del job  # pictures are large, and the next job may be long in coming
 
@@ -85,43 +106,24 @@ class Engine:
     def _generate(self, job: Job) -> GenerationResult | None:
         """The result; None if nobody waits for it any more."""
         work = job.work
-        if job.abandoned or job.finished:
+        try:
+            generation = self._pipeline.chat(
+                work.messages,
+                keep=work.keep,
+                max_new_tokens=work.max_tokens,
+                sampling=work.sampling,
+                stop=work.stop,
+                scope=work.scope,
+                interrupted=lambda: job.abandoned or job.finished,
+            )
+            job.begin(generation.prefill)
+            if self._ahead is not None:
+                self._ahead.decode_begins()
+            for piece in generation:
+                job.push(piece)
+            return generation.result
+        except InterruptedAnswerError:
             return None
-        generation = self._pipeline.chat(
-            work.messages,
-            keep=work.keep,
-            max_new_tokens=work.max_tokens,
-            sampling=work.sampling,
-            scope=work.scope,
-        )
-        job.begin(generation.prefill)
-        if not work.stop:
-            return self._stream(job, generation)
-        return self._stream_until(job, generation, StopTexts(work.stop))
-
-    def _stream(self, job: Job, generation: Generation) -> GenerationResult | None:
-        for piece in generation:
-            if job.abandoned or job.finished:
-                return None
-            job.push(piece)
-        return generation.result
-
-    def _stream_until(
-        self, job: Job, generation: Generation, stops: StopTexts
-    ) -> GenerationResult | None:
-        shown: list[str] = []
-        for piece in generation:
-            if job.abandoned or job.finished:
-                return None
-            if text := stops.push(piece):
-                shown.append(text)
-                job.push(text)
-            if stops.found:
-                return replace(generation.end(), text="".join(shown), finish_reason="stop")
-        if text := stops.finish():
-            shown.append(text)
-            job.push(text)
-        return replace(generation.result, text="".join(shown))
 
     def _count(self, job: Job, result: GenerationResult) -> None:
         metrics, now = self._metrics, monotonic()

@@ -47,6 +47,11 @@ class ChatWork:
     stop: tuple[str, ...]
     scope: str
 
+    @property
+    def has_media(self) -> bool:
+        """Whether there is a picture or video in it."""
+        return any(part["type"] != "text" for each in self.messages for part in each["content"])
+
 
 @dataclass(eq=False)
 class Job:
@@ -61,6 +66,7 @@ class Job:
         prefill: What is known with the first token; None before.
         result: The whole answer; None before its end, and where it failed.
         error: Why there is no answer; None where there is.
+        seen_ahead: Its pictures were encoded, or tried, while it waited.
     """
 
     work: ChatWork
@@ -71,6 +77,7 @@ class Job:
     prefill: Prefill | None = None
     result: GenerationResult | None = None
     error: ApiError | None = None
+    seen_ahead: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -122,6 +122,15 @@ class FairQueue(Generic[T]):
                 if self._closed or not self._changed.wait(timeout):
                     return None
 
+    def peek(self) -> T | None:
+        """What ``take`` would give now; it stays where it is."""
+        with self._changed:
+            for waiting in self._ready.values():
+                for place in waiting:
+                    if place.work is not None and not place.work.abandoned:
+                        return place.work
+            return None
+
     def close(self) -> None:
         """Take nothing more; what waits is still handed out."""
         with self._changed:

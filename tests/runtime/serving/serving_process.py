@@ -11,14 +11,23 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["Reply", "ServingProcess", "ask", "noise_png", "picture_part", "read_events"]
+__all__ = [
+    "Reply",
+    "ServingProcess",
+    "ask",
+    "noise_png",
+    "picture_part",
+    "read_events",
+    "until",
+]
 
 _ADDRESS = re.compile(r"^(?P<model>\S+) at http://(?P<host>[\d.]+):(?P<port>\d+)$")
 _START_S = 60
@@ -170,3 +179,11 @@ def picture_part(data: bytes) -> dict[str, Any]:
     """A picture as OpenAI's API takes it."""
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)

@@ -54,6 +54,8 @@ def test_taken_port_is_refused_before_anything_is_loaded(
         (["--api-key-file", "/no/such/file"], "--api-key-file"),
         (["--media-dir", "/no/such/folder"], "--media-dir"),
         (["--keep", 0.9], "--keep"),
+        (["--port", 0, "--encode-ahead", "--max-cache-mib", 0], "--encode-ahead has nowhere"),
+        (["--port", 0, "--encode-ahead", "--residency", "sequential"], "--encode-ahead cannot"),
     ],
 )
 def test_option_that_cannot_be_used_is_refused(

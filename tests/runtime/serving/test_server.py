@@ -19,6 +19,7 @@ from tests.runtime.serving.serving_process import (
     ask,
     noise_png,
     picture_part,
+    until,
 )
 
 QUESTION = [picture_part(noise_png(0)), {"type": "text", "text": "What is this?"}]
@@ -275,13 +276,6 @@ def test_only_health_and_the_page_need_no_key(guarded_server: ServingProcess) ->
         assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
     assert server.chat(QUESTION, key="wrong").error["code"] == "invalid_api_key"
     assert server.chat(QUESTION, key=KEYS[1], max_tokens=1).status == 200
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])

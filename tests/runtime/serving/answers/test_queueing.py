@@ -87,6 +87,17 @@ def test_abandoned_work_is_never_handed_out() -> None:
     assert len(queue) == 0
 
 
+def test_next_work_may_be_looked_at_and_stays() -> None:
+    queue: FairQueue[Work] = FairQueue(9, 0)
+    assert queue.peek() is None
+    add(queue, "a", "a1").abandoned = True
+    queue.reserve("c", 0)
+    work = add(queue, "b", "b1")
+    assert queue.peek() is queue.peek() is work
+    assert order(queue) == "b1"
+    assert queue.peek() is None
+
+
 def test_released_work_is_never_handed_out() -> None:
     queue: FairQueue[Work] = FairQueue(9, 0)
     place = queue.reserve("a", 0)
