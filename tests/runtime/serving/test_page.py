@@ -13,6 +13,7 @@ import pytest
 
 from divprune.runtime.serving.page import content_security_policy
 from tests.runtime.serving.client_tools import CLIENTS, node_modules, python_with, run
+from tests.runtime.serving.conftest import KEYS
 from tests.runtime.serving.serving_process import ServingProcess, noise_png, picture_part
 
 PAGE = Path(__file__).parents[3] / "runtime" / "serving" / "page.html"
@@ -47,11 +48,16 @@ def test_page_is_small_and_compressed_on_request(server: ServingProcess) -> None
 
 
 @pytest.fixture(scope="module")
-def visits(server: ServingProcess, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    python = python_with("playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-headless-shell")
-    if chromium is None:
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-headless-shell")
+    if found is None:
         pytest.skip("there is no chromium on the path (apt-get install chromium)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def visits(server: ServingProcess, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    python = python_with("playwright")
     axe = node_modules("axe-core") / "axe-core" / "axe.min.js"
     picture = f"data:image/png;base64,{base64.b64encode(noise_png(3)).decode()}"
     folder = tmp_path_factory.mktemp("screenshots")
@@ -117,3 +123,65 @@ def test_conversation_goes_on_with_a_second_picture(visits: Any) -> None:
 def test_screen_readers_find_names_and_contrast(visits: Any) -> None:
     for visit in each(visits):
         assert visit["unnamed"] == []
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    guarded_server: ServingProcess, chromium: str, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    python = python_with("playwright")
+    picture = tmp_path_factory.mktemp("picture") / "picture.png"
+    picture.write_bytes(noise_png(3))
+    command = [python, CLIENTS / "page_inputs_client.py", chromium]
+    return json.loads(run([*command, guarded_server.url, KEYS[0], picture]))
+
+
+def test_page_asks_for_a_key_and_says_which_one_is_wrong(inputs: Any) -> None:
+    assert inputs["key"] == [False, True]
+    # The browser itself reports answers with an error status.
+    assert [each for each in inputs["complaints"] if "401" not in each] == []
+
+
+def test_everything_is_reached_with_the_tabulator_key_in_the_order_of_the_page(
+    inputs: Any,
+) -> None:
+    stops = [stop for stop in inputs["tab_stops"] if stop]
+    order = ["theme", "file", "text", "add", "camera", "send"]
+    assert [stop for stop in stops if stop in order][: len(order)] == order
+
+
+def test_patches_are_numbered_and_shown_in_the_order_in_which_they_were_chosen(
+    inputs: Any, guarded_server: ServingProcess
+) -> None:
+    question = [picture_part(noise_png(3)), {"type": "text", "text": "What is this?"}]
+    reply = guarded_server.chat(question, key=KEYS[0], max_tokens=1, kept_boxes=True)
+    (image,) = reply.json["divprune"]["images"]
+    middles = [
+        (place + 1, (box[0] + box[2]) * 90 / 2, (box[1] + box[3]) * 60 / 2)
+        for place, box in enumerate(image["boxes"])
+        if box is not None  # a token of this model stands for the whole picture
+    ]
+    for shown, expected in zip(inputs["numbers"], middles, strict=True):
+        assert shown == pytest.approx(expected, abs=0.01)
+    counts = [count for count, _ in inputs["reveal"]]
+    assert all(is_beginning for _, is_beginning in inputs["reveal"])
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == len(middles)
+
+
+def test_answer_is_not_hidden_behind_the_question_on_a_phone(inputs: Any) -> None:
+    assert inputs["answer_in_sight"]
+
+
+def test_automatic_keep_asks_again_with_its_bound(inputs: Any) -> None:
+    assert inputs["keeps"][1:3] == ["auto:0.80", "auto:0.79"]
+    assert "79 %" in inputs["automatic"]
+
+
+def test_pictures_come_from_the_camera_and_the_clipboard_too(inputs: Any) -> None:
+    assert inputs["camera_closed"]
+    assert inputs["pictures"][:4] == [1, 1, 1, 3]
+
+
+def test_escape_stops_an_answer(inputs: Any) -> None:
+    assert inputs["stopped"].strip().lower().endswith(("stopped.", "(stopped)"))
