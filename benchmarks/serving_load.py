@@ -1,25 +1,23 @@
 """Put a server under load that is not always polite, and count what became of every request.
 
-    python benchmarks/serving_load.py ENGINE_DIR --pictures models/small_scenes/scenes --output FILE
+    python benchmarks/serving_load.py ENGINE_DIR --output benchmarks/results/serving-load.json
+    python benchmarks/serving_table.py
 
 Clients ask about pictures, stream or not, hang up at random moments, and send bodies that are
 malformed or too large. Every answer is compared with the one that was given to a single client
 before. What the clients saw is compared with the server's own counts, and its memory after the
-first hundred requests with that at the end. Then it is asked to stop while all are waiting.
+first hundred requests with that at the end. Then all ask again, and the server is terminated in
+the middle. The exit code is 1 if anything of it was not as it must be.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
 import json
-import os
 import random
-import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -28,47 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.serving_process import MAX_TOKENS, Server, body_of, read_answer
+
 QUESTIONS = ("What colour is the largest figure?", "How many figures are there?",
              "Describe everything from left to right.")  # fmt: skip
 WARM = 100
-TOTALS = [f'divprune_requests_total{{status="{s}"}}' for s in ("200", "400", "413", "429", "499")]
-MAX_TOKENS = 32
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen[str]
-    port: int
-
-    @classmethod
-    def start(cls, engine_dir: Path, *arguments: object) -> Server:
-        words = [sys.executable, "-m", "divprune.runtime.cli.serve", engine_dir, "--port", 0]
-        process = subprocess.Popen(
-            [*map(str, [*words, *arguments])], stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr is not None
-        for line in process.stderr:
-            if match := re.search(r" at http://[\d.]+:(\d+)$", line.rstrip()):
-                threading.Thread(target=process.stderr.read, daemon=True).start()
-                return cls(process, int(match[1]))
-        raise RuntimeError("the server did not start")
-
-    def post(self, body: bytes) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        connection.request("POST", "/v1/chat/completions", body)
-        return connection.getresponse()
-
-    def metrics(self) -> dict[str, float]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        connection.close()
-        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
-                for line in lines if not line.startswith("#")}  # fmt: skip
-
-    def rss(self) -> int:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+STATUSES = ("200", "400", "413", "429", "499")
+MOST_GROWTH_MIB = 8
 
 
 @dataclass
@@ -78,52 +45,26 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
     ids: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def saw(self, status: str) -> None:
         with self.lock:
             self.statuses[status] += 1
 
-    def answered(self, key: tuple[str, str], text: str, answer_id: str, tokens: int) -> None:
+    def answered(
+        self, key: tuple[str, str], text: str, answer_id: str, tokens: int, seconds: float
+    ) -> None:
         with self.lock:
             self.ids[answer_id] += 1
             self.tokens += tokens
+            self.seconds += seconds
             if text != self.expected[key]:
                 self.wrong.append(f"{key}: {text!r} instead of {self.expected[key]!r}")
 
-
-def body_of(picture: bytes, question: str, stream: bool = False) -> bytes:
-    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    fields: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
-    fields["max_tokens"] = MAX_TOKENS
-    if stream:
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
-    return json.dumps(fields).encode()
-
-
-def read_answer(response: http.client.HTTPResponse, stream: bool) -> tuple[str, str, int]:
-    """Text, id and number of tokens."""
-    if not stream:
-        data = json.loads(response.read())
-        return (
-            data["choices"][0]["message"]["content"],
-            data["id"],
-            data["usage"]["completion_tokens"],
-        )
-    text, answer_id, tokens = "", "", 0
-    blocks = response.read().decode().split("\n\n")
-    assert blocks[-2:] == ["data: [DONE]", ""], blocks[-3:]
-    for block in blocks[:-2]:
-        if block.startswith(":"):
-            continue
-        event = json.loads(block.removeprefix("data: "))
-        assert "error" not in event, event
-        answer_id = event["id"]
-        if event["choices"]:
-            text += event["choices"][0]["delta"].get("content", "")
-        tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-    return text, answer_id, tokens
+    def seconds_an_answer(self) -> float:
+        with self.lock:
+            return self.seconds / self.ids.total() if self.ids else 0.1
 
 
 def ask(server: Server, pictures: dict[str, bytes], tally: Tally, dice: random.Random) -> None:
@@ -131,9 +72,10 @@ def ask(server: Server, pictures: dict[str, bytes], tally: Tally, dice: random.R
     stream = dice.random() < 0.5
     body = body_of(pictures[key[0]], key[1], stream)
     while True:
+        start = time.monotonic()
         response = server.post(body)
         if response.status == 200:
-            tally.answered(key, *read_answer(response, stream))
+            tally.answered(key, *read_answer(response, stream), time.monotonic() - start)
             tally.saw("200")
             return
         told = json.loads(response.read())
@@ -149,7 +91,7 @@ def hang_up(server: Server, pictures: dict[str, bytes], tally: Tally, dice: rand
     whole = head.encode() + b"\r\n\r\n" + body
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(whole[: dice.randrange(len(whole) // 2, len(whole) + len(whole) // 2)])
-        time.sleep(dice.random() * 0.3)
+        time.sleep(dice.random() * 2 * tally.seconds_an_answer())
         # Reset: the server may be writing.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     tally.saw("hung up")
@@ -196,7 +138,7 @@ def put_under_load(server: Server, pictures: dict[str, bytes], tally: Tally,
                 number = next(left, None)
             if number is None:
                 return
-            if number in (WARM, requests // 2):
+            if number and number % WARM == 0:
                 marks[number] = server.rss()
             try:
                 dice.choice(KINDS)(server, pictures, tally, dice)
@@ -204,18 +146,23 @@ def put_under_load(server: Server, pictures: dict[str, bytes], tally: Tally,
                 failures.append(f"{type(error).__name__}: {error}")
 
     start = time.monotonic()
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, clients)
     seconds = time.monotonic() - start
     sizes = {str(number): size for number, size in sorted(marks.items())} | {"end": server.rss()}
     return {
         "seconds": round(seconds, 1),
         "failures": failures,
         "rss_mib": {name: round(size / 2**20, 1) for name, size in sizes.items()},
+        "growth_after_the_first_100_mib": round((server.rss() - marks[WARM]) / 2**20, 1),
     }
+
+
+def together(work: Any, clients: int) -> None:
+    threads = [threading.Thread(target=work, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def answers_alone(server: Server, pictures: dict[str, bytes]) -> dict[tuple[str, str], str]:
@@ -228,19 +175,16 @@ def answers_alone(server: Server, pictures: dict[str, bytes]) -> dict[tuple[str,
 
 def compare_metrics(server: Server, before: dict[str, float], tally: Tally) -> dict[str, Any]:
     """What clients saw beside what the server counted, once it has nothing left to do."""
+    names = {status: f'divprune_requests_total{{status="{status}"}}' for status in STATUSES}
     end = time.monotonic() + 30
-    while time.monotonic() < end:
+    while True:
         now = server.metrics()
         busy = now["divprune_requests_running"] + now["divprune_requests_waiting"]
-        sent = sum(now.get(name, 0) - before.get(name, 0) for name in TOTALS)
-        if not busy and sent == tally.statuses.total():
+        counted = {s: int(now.get(name, 0) - before.get(name, 0)) for s, name in names.items()}
+        done = not busy and sum(counted.values()) == tally.statuses.total()
+        if done or time.monotonic() > end:
             break
         time.sleep(0.2)
-    counted = {
-        status: int(now.get(name, 0) - before.get(name, 0))
-        for status in ("200", "400", "413", "429", "499")
-        for name in [f'divprune_requests_total{{status="{status}"}}']
-    }
     made = now["divprune_generated_tokens_total"] - before["divprune_generated_tokens_total"]
     return {
         "clients": dict(sorted(tally.statuses.items())),
@@ -250,57 +194,120 @@ def compare_metrics(server: Server, before: dict[str, float], tally: Tally) -> d
     }
 
 
-def terminate_under_load(
-    server: Server, pictures: dict[str, bytes], clients: int
-) -> dict[str, Any]:
-    """SIGTERM while every client waits for an answer: what each of them got."""
+def metrics_agree(counts: dict[str, Any]) -> bool:
+    """Whether the server counted what the clients saw.
+
+    A client that hangs up late has had its answer or its refusal sent; the server counts these by
+    their status, and every other client that hung up as 499.
+    """
+    clients, server = Counter(counts["clients"]), Counter(counts["server"])
+    late_answers = server["200"] - clients["200"]
+    late = late_answers + server["429"] - clients["429"]
+    unseen_tokens = counts["tokens"]["server"] - counts["tokens"]["clients"]
+    return (
+        server["400"] == clients["400"]
+        and server["413"] == clients["413"] + clients["413 unread"]
+        and 0 <= late_answers <= late <= clients["hung up"] == server["499"] + late
+        and 0 <= unseen_tokens <= MAX_TOKENS * late_answers
+        and not any(counts["left"].values())
+    )
+
+
+def terminate_under_load(server: Server, pictures: dict[str, bytes], tally: Tally,
+                         clients: int, seed: int) -> dict[str, Any]:  # fmt: skip
+    """SIGTERM while all clients go on asking: what became of the answers that were promised."""
     got: Counter[str] = Counter()
-    sent = threading.Barrier(clients + 1)
+    complete: list[float] = []
+    wrong: list[str] = []
+    asked_at, promised = float("inf"), 0.0
 
     def work(client: int) -> None:
-        body = body_of(sorted(pictures.values())[client % len(pictures)], QUESTIONS[2])
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
-        connection.request("POST", "/v1/chat/completions", body)
-        sent.wait()
-        try:
-            response = connection.getresponse()
-            told = json.loads(response.read())
-            got[str(response.status) if "choices" in told or "error" in told else "nothing"] += 1
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            got[type(error).__name__] += 1
+        dice = random.Random(seed * 1000 + 500 + client)
+        outcome = ""
+        while outcome not in ("told to go", "not let in"):
+            key = (dice.choice(sorted(pictures)), dice.choice(QUESTIONS))
+            sent = time.monotonic()
+            outcome, text = last_ask(server, pictures[key[0]], key[1], dice.random() < 0.5)
+            # The server had answered a later request before it was told to go.
+            lost = outcome == "not let in" and sent < asked_at
+            got["lost" if lost else outcome] += 1
+            if outcome == "complete":
+                complete.append(time.monotonic())
+                if text != tally.expected[key]:
+                    wrong.append(f"{key}: {text!r}")
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(clients)]
-    for thread in threads:
-        thread.start()
-    sent.wait()
-    while (now := server.metrics())["divprune_requests_waiting"] == 0 and now[
-        "divprune_requests_running"
-    ]:
-        time.sleep(0.001)
-    server.process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join()
-    return {"answers": dict(sorted(got.items())), "exit_code": server.process.wait(60)}
+    def terminate() -> None:
+        nonlocal asked_at, promised
+        while len(complete) < 3 * clients:
+            time.sleep(0.005)
+        asked_at = time.monotonic()
+        now = server.metrics()
+        promised = now["divprune_requests_running"] + now["divprune_requests_waiting"]
+        server.process.send_signal(signal.SIGTERM)
+
+    ending = threading.Thread(target=terminate)
+    ending.start()
+    together(work, clients)
+    ending.join()
+    return {
+        "promised": int(promised),
+        "complete_since": sum(moment > asked_at for moment in complete),
+        "outcomes": dict(sorted(got.items())),
+        "wrong_answers": wrong,
+        "exit_code": server.process.wait(60),
+    }
+
+
+def last_ask(server: Server, picture: bytes, question: str, stream: bool) -> tuple[str, str]:
+    """What became of a request to a server that may be going, and its answer."""
+    try:
+        response = server.post(body_of(picture, question, stream))
+    except (OSError, http.client.HTTPException):
+        return "not let in", ""  # no byte of an answer came
+    try:
+        if response.status == 200:
+            return "complete", read_answer(response, stream)[0]
+        told = json.loads(response.read())["error"]["code"]
+    except (OSError, http.client.HTTPException, AssertionError, ValueError, KeyError) as error:
+        return f"broken off: {type(error).__name__}", ""
+    if response.status == 503:
+        return "told to go", ""
+    time.sleep(0.01)
+    return f"{response.status} {told}", ""
 
 
 def load_test(engine_dir: Path, pictures: dict[str, bytes], *, clients: int, requests: int,
               seed: int = 0) -> dict[str, Any]:  # fmt: skip
-    """The whole test."""
+    """The whole test, and what of it was as it must be."""
     server = Server.start(engine_dir, "--max-queue", 12, "--max-body-mib", 1, "--threads", 1)
     try:
         tally = Tally(answers_alone(server, pictures))
         before = server.metrics()
         load = put_under_load(server, pictures, tally, clients, requests, seed)
         counts = compare_metrics(server, before, tally)
-        end = terminate_under_load(server, pictures, min(clients, 12))
+        end = terminate_under_load(server, pictures, tally, clients, seed)
     finally:
         server.process.kill()
     twice = sum(count - 1 for count in tally.ids.values())
+    once = tally.statuses.total() - tally.statuses["429"]  # which are asked again
+    checks = {
+        "no request was lost": not load["failures"] and once == requests,
+        "none was answered twice": twice == 0 and len(tally.ids) == tally.statuses["200"],
+        "every answer is the one given alone": not tally.wrong and not end["wrong_answers"],
+        "the server counted what the clients saw": metrics_agree(counts),
+        "memory does not grow": load["growth_after_the_first_100_mib"] < MOST_GROWTH_MIB,
+        "SIGTERM lost no answer that was promised": 0 < end["promised"] <= end["complete_since"]
+        and not any(outcome.startswith(("broken", "lost")) for outcome in end["outcomes"])
+        and end["exit_code"] == 0,
+    }
     return {"clients": clients, "requests": requests, **load, "wrong_answers": tally.wrong,
-            "answered_twice": twice, "counts": counts, "sigterm": end}  # fmt: skip
+            "answered_twice": twice, "counts": counts, "sigterm": end,
+            "checks": checks}  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
+    from benchmarks.export_figures import machine
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine_dir", type=Path)
     parser.add_argument("--pictures", type=Path, default=Path("models/small_scenes/scenes"))
@@ -309,14 +316,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.requests <= WARM:
+        parser.error(f"--requests: more than {WARM} are needed")
     pictures = {path.name: path.read_bytes() for path in sorted(options.pictures.glob("*.png"))}
     report = load_test(options.engine_dir, pictures, clients=options.clients,
                        requests=options.requests, seed=options.seed)  # fmt: skip
+    report = {"machine": machine(), "engine": options.engine_dir.name, **report}
     text = json.dumps(report, indent=1) + "\n"
     if options.output:
         options.output.write_text(text)
     print(text, end="")
+    return 0 if all(report["checks"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -72,11 +72,13 @@ class ChatServer:
         self._fetch = _fetcher(options)
         self._pool = ThreadPoolExecutor(_FETCHERS if self._fetch else _DECODERS, "divprune-media")
         self._draining = False
-        self.metrics = _metrics(self._queue, pipeline)
+        self.metrics = _metrics(pipeline)
         self._engine = Engine(
             pipeline, self._queue, self.metrics, encode_ahead=options.encode_ahead
         )
+        # In this order: a request that is taken out of the queue meanwhile is not counted twice.
         self.metrics.gauge("requests_running", "Answers being made.", lambda: self._engine.running)
+        self.metrics.gauge("requests_waiting", "Requests in the queue.", lambda: len(self._queue))
         self.app = self._build()
 
     @property
@@ -251,12 +253,11 @@ def _fetcher(options: ServerOptions) -> Callable[[str], bytes] | None:
     return Fetcher(options.allow_urls, options.max_body)
 
 
-def _metrics(queue: FairQueue[Job], pipeline: Pipeline) -> Metrics:
+def _metrics(pipeline: Pipeline) -> Metrics:
     metrics, cache = Metrics(), pipeline.picture_cache
     metrics.counter("picture_cache_hits_total", "Pictures found encoded.", lambda: cache.hits)
     metrics.counter("picture_cache_misses_total", "Pictures to encode.", lambda: cache.misses)
     metrics.gauge("picture_cache_bytes", "Features of pictures.", lambda: cache.num_bytes)
-    metrics.gauge("requests_waiting", "Requests in the queue.", lambda: len(queue))
     metrics.gauge("resident_memory_bytes", "Resident memory of the process.", rss)
     return metrics
 

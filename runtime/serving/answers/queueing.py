@@ -62,7 +62,7 @@ class FairQueue(Generic[T]):
         self._taken: set[Place[T]] = set()
         self._ready: OrderedDict[str, deque[Place[T]]] = OrderedDict()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._ended = False
         self._mean_s = 1.0
 
     def __len__(self) -> int:
@@ -93,10 +93,10 @@ class FairQueue(Generic[T]):
         """Say that the work for a place is ready.
 
         Raises:
-            ApiError: 503 once the queue is closed.
+            ApiError: 503 once the queue was drained; one that is closed still takes it.
         """
         with self._changed:
-            if self._closed:
+            if self._ended:
                 self._taken.discard(place)
                 raise draining()
             place.work = work
@@ -112,14 +112,19 @@ class FairQueue(Generic[T]):
                 waiting.remove(place)
                 if not waiting:
                     del self._ready[place.client]
+            self._changed.notify_all()
 
     def take(self, timeout: float | None = None) -> T | None:
-        """The next work; None if the queue is closed and empty, or nothing came in time."""
+        """The next work; None if the queue is closed and empty, or nothing came in time.
+
+        A closed queue is not empty while somebody holds a place and is getting the work ready.
+        """
         with self._changed:
             while True:
                 if (place := self._next()) is not None:
                     return place.work
-                if self._closed or not self._changed.wait(timeout):
+                over = self._ended or (self._closed and not self._taken)
+                if over or not self._changed.wait(timeout):
                     return None
 
     def peek(self) -> T | None:
@@ -132,14 +137,16 @@ class FairQueue(Generic[T]):
             return None
 
     def close(self) -> None:
-        """Take nothing more; what waits is still handed out."""
+        """Give no more places; what has one is still handed out."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def drain(self) -> list[T]:
-        """Take out everything that waits."""
+        """Take out everything that waits; nothing is handed out any more."""
         with self._changed:
+            self._ended = True
+            self._changed.notify_all()
             left = []
             while (place := self._next()) is not None:
                 if place.work is not None:

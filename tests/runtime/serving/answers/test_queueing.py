@@ -107,19 +107,29 @@ def test_released_work_is_never_handed_out() -> None:
     assert order(queue) == "a2"
 
 
-def test_closed_queue_hands_out_what_waits_and_takes_nothing() -> None:
+def test_closed_queue_hands_out_what_has_a_place_and_gives_no_more() -> None:
     queue: FairQueue[Work] = FairQueue(9, 0)
-    late = queue.reserve("b", 0)
+    late, gone = queue.reserve("b", 0), queue.reserve("c", 0)
     add(queue, "a", "a1")
     queue.close()
     with pytest.raises(ApiError, match="shutting down"):
         queue.reserve("a", 0)
+    threading.Timer(0.05, queue.commit, [late, Work("b1")]).start()
+    threading.Timer(0.1, queue.release, [gone]).start()
+    names = [work.name for work in iter(queue.take, None)]
+    assert names == ["a1", "b1"]
+
+
+def test_drained_queue_hands_out_nothing_and_takes_no_work() -> None:
+    queue: FairQueue[Work] = FairQueue(9, 0)
+    late = queue.reserve("b", 0)
+    work = add(queue, "a", "a1")
+    queue.close()
+    assert queue.drain() == [work]
     with pytest.raises(ApiError, match="shutting down"):
         queue.commit(late, Work("b1"))
-    work = queue.take()
-    assert work is not None
-    assert work.name == "a1"
     assert queue.take() is None
+    assert len(queue) == 0
 
 
 def test_time_to_wait_grows_with_the_answers_and_is_bounded() -> None:
