@@ -36,6 +36,7 @@ from benchmarks.serving_process import Server, body_of
 MOST_TTFT_MS, MOST_RATE_LOST, MOST_IDLE_MIB, MOST_START_S = 3.0, 0.02, 40.0, 0.5
 SHORTEST_ANSWER = 16
 WARM_UP = 2
+IDLE_AFTER_S = 3.0
 QUESTION = "Describe everything from left to right."
 LOAD = """
 import sys, time
@@ -139,6 +140,7 @@ def measure(
     try:
         pipeline = Pipeline.from_dir(engine_dir, threads=threads)
         through_server(server, picture(10**6), 8)
+        time.sleep(IDLE_AFTER_S)
         idle = server.rss() - pipeline_rss(engine_dir, threads, data)
         api: list[Timed] = []
         served: list[Timed] = []

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from divprune.runtime.generation.generation import InterruptedAnswerError
+from divprune.runtime.memory import release_freed_memory
 from divprune.runtime.serving.answers.ahead import Ahead
 from divprune.runtime.serving.errors import ApiError, draining, from_exception
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from divprune.runtime.serving.metrics import Metrics
 
 __all__ = ["Engine"]
+
+_IDLE_S = 1.0
 
 
 class Engine:
@@ -78,7 +81,7 @@ class Engine:
         self._thread.join(grace_s)
 
     def _run(self) -> None:
-        while (job := self._queue.take()) is not None:
+        while (job := self._next()) is not None:
             self._current = job
             if self._ahead is not None:
                 self._ahead.wait_for(job)
@@ -89,6 +92,13 @@ class Engine:
                     self._ahead.decode_ends()
                 self._current = None
                 del job  # pictures are large, and the next job may be long in coming
+
+    def _next(self) -> Job | None:
+        """The next job, however long it takes to come; None at the end."""
+        if (job := self._queue.take(_IDLE_S)) is None:
+            release_freed_memory()  # what answers left behind is the system's while nobody asks
+            job = self._queue.take()
+        return job
 
     def _answer(self, job: Job) -> None:
         job.started = monotonic()
