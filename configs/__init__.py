@@ -36,7 +36,7 @@ class Preset:
         patch_size: Edge of a patch in pixels.
         num_image_tokens: Visual tokens of a picture (N); of the largest one where N varies.
         typical_image_tokens: Those of a picture of 640 x 480 pixels; ``None`` where N is fixed.
-        config: The part of its config.json that says how large it is.
+        config: Its config.json, without what is transformers' default.
         recommended_keep: Fraction to keep; ``None`` where nobody has measured it.
         license: Licence tag of the repository; ``None`` if not known for certain.
     """

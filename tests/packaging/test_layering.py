@@ -29,7 +29,11 @@ LAYERS = (
 # Export computes with what both sides share; it neither runs a model nor reports.
 NOT_FOR_EXPORT = ("backends", "pipeline", "reports", "serving", "cli")
 # Command lines outside runtime/cli: they share its options and its handling of errors.
-COMMAND_LINES = ("divprune.export.cli", "divprune.plugins.compile_ptx")
+COMMAND_LINES = (
+    "divprune.export.cli",
+    "divprune.export.checkpoint.random.__main__",
+    "divprune.plugins.compile_ptx",
+)
 FRONT = "divprune.runtime"  # holds the version, and loads everything else when it is asked for
 GUARD = "divprune.runtime.cli.main_guard"
 

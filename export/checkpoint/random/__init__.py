@@ -1,4 +1,4 @@
-"""Checkpoints with random weights and all the files of a real one, for tests, measurements and users.
+"""Checkpoints with random weights and all the files of a real one, for tests and measurements.
 
     python -m divprune.export.checkpoint.random --model qwen2.5-vl-3b --output /tmp/qwen-random
 

@@ -95,11 +95,11 @@ def shape_config(name: str) -> PreTrainedConfig:
     return model_config(_merged(load_preset(preset).config, changes))
 
 
-def model_config(content: Mapping[str, Any]) -> PreTrainedConfig:
+def model_config(content: dict[str, Any]) -> PreTrainedConfig:
     """The transformers config of what a config.json says, with what follows from it."""
     from transformers import AutoConfig
 
-    content = copy.deepcopy(dict(content))
+    content = copy.deepcopy(content)
     text, vision = content["text_config"], content["vision_config"]
     # transformers ties the output layer by the text model's own flag in some families.
     text.setdefault("tie_word_embeddings", content.get("tie_word_embeddings", False))
