@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--shape", choices=["tiny", "1.1b", "7b"], default="1.1b", help="default: %(default)s")
+    shapes = ["llava-tiny", "llava-1.1b", "llava-1.5-7b"]
+    add("--shape", choices=shapes, default="llava-1.1b", help="default: %(default)s")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="default: %(default)s")
     add("--dtype", choices=["fp16", "fp32"], default="fp16", help="default: %(default)s")
     add("--keep", type=float, default=0.1, help="beside 1.0 (default: %(default)s)")
@@ -89,13 +90,13 @@ def make_report(arguments: argparse.Namespace, samples: dict[str, list[dict]]) -
 
 def prepare(arguments: argparse.Namespace, work: Path) -> tuple[Path, Path]:
     """Write the checkpoint and export it, unless an earlier run has left them in ``work``."""
-    from benchmarks.random_llava import write_random_llava
+    from divprune.export.checkpoint.random import write_random_checkpoint
     from divprune.export.export_model import ExportOptions, export_model
 
     name = f"{arguments.shape}-{arguments.dtype}"
-    checkpoint, engine = work / f"llava-{name}", work / f"engine-{name}-keep{arguments.keep:g}"
+    checkpoint, engine = work / name, work / f"engine-{name}-keep{arguments.keep:g}"
     if not checkpoint.exists():
-        write_random_llava(checkpoint, shape=arguments.shape, dtype=arguments.dtype, layout="v5")
+        write_random_checkpoint(checkpoint, arguments.shape, dtype=arguments.dtype, layout="v5")
     if not engine.exists():
         options = ExportOptions(
             model=str(checkpoint), keep=arguments.keep, dtype=arguments.dtype, output=engine

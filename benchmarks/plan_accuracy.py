@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.export_figures import machine  # noqa: E402
+from benchmarks.export_figures import machine, random_checkpoint  # noqa: E402
 from divprune.runtime.reports.plan.fit import estimate  # noqa: E402
 from divprune.runtime.reports.plan.settings import PlanSettings  # noqa: E402
 from divprune.runtime.reports.plan.source import find_model  # noqa: E402
@@ -29,15 +29,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 KEEPS = (1.0, 0.1)
 NEW_TOKENS = 4
 CONFIGURATIONS = (
-    ("0.2b", ()),
-    ("0.2b", ("--dtype", "fp32")),
-    ("0.2b", ("--quant", "int4")),
-    ("0.2b", ("--quant", "int8", "--vision-quant", "int8")),
-    ("0.5b", ("--quant", "int4-asym")),
-    ("1.1b", ()),
-    ("1.1b", ("--quant", "int4")),
-    ("1.1b", ("--quant", "int4-g128-asym", "--vision-quant", "int8")),
-    ("1.1b", ("--quant", "int4", "--prefill-quant", "int8", "--vision-quant", "int8")),
+    ("llava-0.2b", ()),
+    ("llava-0.2b", ("--dtype", "fp32")),
+    ("llava-0.2b", ("--quant", "int4")),
+    ("llava-0.2b", ("--quant", "int8", "--vision-quant", "int8")),
+    ("llava-0.5b", ("--quant", "int4-asym")),
+    ("llava-1.1b", ()),
+    ("llava-1.1b", ("--quant", "int4")),
+    ("llava-1.1b", ("--quant", "int4-g128-asym", "--vision-quant", "int8")),
+    ("llava-1.1b", ("--quant", "int4", "--prefill-quant", "int8", "--vision-quant", "int8")),
 )
 
 
@@ -62,10 +62,7 @@ def main() -> int:
 
 
 def export(work: Path, shape: str, options: tuple[str, ...]) -> Path:
-    checkpoint = work / f"llava-{shape}"
-    if not checkpoint.exists():
-        script = ROOT / "benchmarks" / "random_llava.py"
-        subprocess.run([sys.executable, script, checkpoint, "--shape", shape], check=True)
+    checkpoint = random_checkpoint(shape, work)
     engine = work / "-".join((shape, *(word for word in options if not word.startswith("--"))))
     if not engine.exists():
         tool = Path(sys.executable).with_name("divprune-export")

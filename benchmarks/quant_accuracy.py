@@ -100,9 +100,9 @@ def parse_arguments():
 def write_random_model(work):
     path = work / "random-tiny"
     if not (path / "config.json").exists():
-        from benchmarks.random_llava import write_random_llava
+        from divprune.export.checkpoint.random import write_random_checkpoint
 
-        write_random_llava(path, shape="tiny")
+        write_random_checkpoint(path, "llava-tiny")
     return path
 
 

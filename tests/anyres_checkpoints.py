@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.llava_files import (
-    Layout,
-    TensorSource,
-    TokenizerStyle,
-    stored_name,
-    write_config,
-    write_side_files,
-    write_weights,
-)
-from checkpoints import randomise
+from checkpoints import lively_tensors
+from divprune.export.checkpoint.random import Layout, write_checkpoint
 from tests.runtime.families.anyres_cases import NEXT_GRIDS, ONEVISION_GRIDS
 
 if TYPE_CHECKING:
@@ -64,7 +56,6 @@ class AnyresSpec:
         options: What it is made with, without its text part.
         text: The text part beyond what all have in common.
         layout: Key layout and spelling of the config.
-        style: Tokenizer and chat template.
         tied: Whether the output layer is the embedding table.
         shard_size: Largest shard in bytes.
         seed: Of the weights.
@@ -74,7 +65,6 @@ class AnyresSpec:
     options: Mapping[str, Any]
     text: Mapping[str, Any]
     layout: Layout = "v5"
-    style: TokenizerStyle = "llama"
     tied: bool = False
     shard_size: int = 10**9
     seed: int = 0
@@ -108,14 +98,12 @@ ANYRES_CHECKPOINTS: dict[str, AnyresSpec] = {
         _ONEVISION,
         {"model_type": "qwen2", "num_key_value_heads": 2, **_QWEN_IDS},
         layout="hub",
-        style="chatml",
         seed=4,
     ),
     "onevision-qwen2-v5-tied": AnyresSpec(
         "LlavaOnevisionConfig",
         _ONEVISION,
         {"model_type": "qwen2", "num_key_value_heads": 2, **_QWEN_IDS},
-        style="chatml",
         tied=True,
         seed=5,
     ),
@@ -135,27 +123,13 @@ def anyres_config(spec: AnyresSpec) -> PreTrainedConfig:
 
 def write_anyres_checkpoint(path: Path, name: str) -> Path:
     """Write the checkpoint of ``ANYRES_CHECKPOINTS[name]`` (float32) to ``path``."""
-    import torch
-    import transformers
-
-    from divprune.export.families._clip import LAYOUT
-
     spec = ANYRES_CHECKPOINTS[name]
     config = anyres_config(spec)
-    auto_model: Any = transformers.AutoModelForImageTextToText
-    model = auto_model.from_config(config).eval()
-    randomise(model, spec.seed)
-    torch.nn.init.normal_(model.model.image_newline)
-    path.mkdir(parents=True, exist_ok=True)
-    if spec.layout == "v5":
-        model.save_pretrained(path)
-    else:
-        tensors = {
-            stored_name(LAYOUT.canonical_name(key), spec.layout): TensorSource.of(value.numpy())
-            for key, value in model.state_dict().items()
-            if not (spec.tied and key == "lm_head.weight")
-        }
-        write_weights(path, tensors, "fp32", spec.shard_size)
-    write_config(path, config, spec.layout, "fp32")
-    write_side_files(path, config, spec.layout, style=spec.style)
-    return path
+    return write_checkpoint(
+        path,
+        config,
+        lively_tensors(config, spec.seed),
+        layout=spec.layout,
+        dtype="fp32",
+        shard_size=spec.shard_size,
+    )

@@ -1,7 +1,7 @@
 """Small LLaVA checkpoints with random weights, one for every feature that can go wrong.
 
-The weights come from transformers' own model and its ``save_pretrained``; norms and biases are
-random too, so that leaving one out shows in the logits.
+The weights are those of transformers' own model; norms and biases are random too, so that leaving
+one out shows in the logits.
 """
 
 from __future__ import annotations
@@ -13,23 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.llava_files import (
-    Layout,
-    TensorSource,
-    TokenizerStyle,
-    stored_name,
-    write_config,
-    write_side_files,
-    write_weights,
-)
+from divprune.export.checkpoint.random import Layout, TensorSource, write_checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlavaConfig
+    from transformers import LlavaConfig, PreTrainedConfig
 
 __all__ = [
     "TINY_CHECKPOINTS",
     "TinySpec",
+    "lively_tensors",
     "tiny_config",
     "write_hub_cache",
     "write_tiny_checkpoint",
@@ -66,7 +59,6 @@ class TinySpec:
         num_kv_heads: Key/value heads; the model has 4 query heads.
         strategy: ``vision_feature_select_strategy``.
         feature_layer: ``vision_feature_layer``.
-        style: Tokenizer and chat template.
         vision_options: What the vision config has beyond the common part.
         text_options: What the text config has beyond the common part.
         shard_size: Largest shard in bytes.
@@ -79,7 +71,6 @@ class TinySpec:
     num_kv_heads: int = 4
     strategy: str = "default"
     feature_layer: int | tuple[int, ...] = -2
-    style: TokenizerStyle = "llama"
     vision_options: Mapping[str, Any] = field(default_factory=dict)
     text_options: Mapping[str, Any] = field(default_factory=dict)
     shard_size: int = 10**9
@@ -124,7 +115,6 @@ TINY_CHECKPOINTS: dict[str, TinySpec] = {
         num_kv_heads=2,
         strategy="full",
         feature_layer=-1,
-        style="chatml",
         vision_options={"vision_use_head": False},
         text_options={"tie_word_embeddings": True, **_QWEN_IDS},
         seed=3,
@@ -135,7 +125,6 @@ TINY_CHECKPOINTS: dict[str, TinySpec] = {
         text="qwen2",
         strategy="full",
         feature_layer=-1,
-        style="chatml",
         vision_options={"vision_use_head": False},
         text_options={"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, **_QWEN_IDS},
         seed=4,
@@ -144,7 +133,6 @@ TINY_CHECKPOINTS: dict[str, TinySpec] = {
         tower="siglip",
         text="qwen3",
         num_kv_heads=2,
-        style="chatml",
         text_options={"head_dim": 24, **_QWEN_TWO_ENDS},
         seed=5,
     ),
@@ -202,29 +190,36 @@ def tiny_config(spec: TinySpec) -> LlavaConfig:
 
 def write_tiny_checkpoint(path: Path, spec_name: str) -> Path:
     """Write the checkpoint of ``TINY_CHECKPOINTS[spec_name]`` (float32) to ``path``."""
-    from transformers import LlavaForConditionalGeneration
-
-    from divprune.export.families.llava import LlavaFamily
-
-    canonical_name = LlavaFamily.canonical_name
-
     spec = TINY_CHECKPOINTS[spec_name]
     config = tiny_config(spec)
-    model = LlavaForConditionalGeneration(config).eval()
-    randomise(model, spec.seed)
-    path.mkdir(parents=True, exist_ok=True)
-    if spec.layout == "v5":
-        model.save_pretrained(path)
-    else:
-        tensors = {
-            stored_name(canonical_name(key), spec.layout): TensorSource.of(value.numpy())
-            for key, value in model.state_dict().items()
-            if not (config.tie_word_embeddings and key == "lm_head.weight")
-        }
-        write_weights(path, tensors, "fp32", spec.shard_size)
-    write_config(path, config, spec.layout, "fp32")
-    write_side_files(path, config, spec.layout, style=spec.style)
-    return path
+    return write_checkpoint(
+        path,
+        config,
+        lively_tensors(config, spec.seed),
+        layout=spec.layout,
+        dtype="fp32",
+        shard_size=spec.shard_size,
+    )
+
+
+def lively_tensors(config: PreTrainedConfig, seed: int) -> dict[str, TensorSource]:
+    """Weights by canonical name that leave no two answers alike."""
+    import transformers
+
+    from divprune.export.checkpoint.checkpoint import LM_HEAD
+    from divprune.export.families import class_of
+
+    auto_model: Any = transformers.AutoModelForImageTextToText
+    model = auto_model.from_config(config).eval()
+    _randomise(model, seed)
+    canonical_name = class_of(config.model_type).canonical_name
+    tensors = {
+        canonical_name(key): TensorSource.of(value.numpy())
+        for key, value in model.state_dict().items()
+    }
+    if config.tie_word_embeddings:
+        del tensors[LM_HEAD]
+    return tensors
 
 
 def write_hub_cache(
@@ -248,7 +243,7 @@ def write_hub_cache(
     return snapshot
 
 
-def randomise(model: torch.nn.Module, seed: int) -> None:
+def _randomise(model: torch.nn.Module, seed: int) -> None:
     """Give every parameter a random value of a size at which logits vary between tokens."""
     import torch
 
@@ -259,6 +254,8 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
             if name.endswith("norm.weight") or "layer_norm" in name or "layrnorm" in name:
                 is_scale = name.endswith("weight")
                 parameter.copy_((1 if is_scale else 0) + 0.2 * noise)
+            elif name.endswith("image_newline"):
+                parameter.copy_(noise)
             elif parameter.dim() == 1:
                 parameter.copy_(0.1 * noise)
             elif "embed" in name:

@@ -16,7 +16,7 @@ def llava() -> None:
     torch = torch_on_device()
     from benchmarks.transformers_divprune import TransformersLlava, select_tokens
 
-    shape, dtype = ("tiny", torch.float32) if QUICK else ("7b", torch.float16)
+    shape, dtype = ("llava-tiny", torch.float32) if QUICK else ("llava-1.5-7b", torch.float16)
     model = _make_model(torch, shape, dtype)
     theirs = object.__new__(TransformersLlava)
     theirs._device, theirs._dtype, theirs._model = DEVICE, dtype, model
@@ -51,13 +51,13 @@ def llava() -> None:
 def _make_model(torch, shape: str, dtype):
     from transformers import LlavaForConditionalGeneration
 
-    from benchmarks.random_llava import _shape_config
+    from divprune.export.checkpoint.random import shape_config
 
     begin = time.perf_counter()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device(DEVICE):
-        model = LlavaForConditionalGeneration._from_config(_shape_config(shape), dtype=dtype)
+        model = LlavaForConditionalGeneration._from_config(shape_config(shape), dtype=dtype)
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -42,10 +42,10 @@ STEPS: dict[str, tuple[int, str, list[str]]] = {
     "ort_small": (70, "runtime_steps.ort_small", []),
     "int4": (70, "runtime_steps.int4", []),
     "llava": (120, "llava_step.llava", []),
-    "ort_1.1b": (140, "runtime_steps.ort", ["1.1b"]),
-    "ort_7b": (320, "runtime_steps.ort", ["7b", "", "8"]),
+    "ort_1.1b": (140, "runtime_steps.ort", ["llava-1.1b"]),
+    "ort_7b": (320, "runtime_steps.ort", ["llava-1.5-7b", "", "8"]),
 }
-REHEARSED = {"ort_1.1b": ["tiny", "", "3"], "ort_7b": ["tiny", "int4", "3"]}
+REHEARSED = {"ort_1.1b": ["llava-tiny", "", "3"], "ort_7b": ["llava-tiny", "int4", "3"]}
 _REHEARSAL_SLACK = 5
 _STOP_BELOW = 15  # seconds left in which no step is begun
 

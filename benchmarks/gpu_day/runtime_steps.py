@@ -90,7 +90,7 @@ def int4() -> None:
         save("int4", answers=len(rows[0]), **{where: _distance(*rows)})
 
 
-def ort(shape: str = "1.1b", quant: str = "", rounds: str = "12") -> None:
+def ort(shape: str = "llava-1.1b", quant: str = "", rounds: str = "12") -> None:
     """A random model of that shape, keep 1.0 and 0.1 in turns; rows are saved as they come."""
     key = f"ort_{shape}{'-' + quant if quant else ''}"
     begin = time.perf_counter()
@@ -155,15 +155,16 @@ def _time_selection(key: str, engine: Path) -> None:
 
 def _random_checkpoint(shape: str) -> Path:
     """Written once. One drawn block again and again: fresh numbers for 7B would take minutes."""
-    from benchmarks import llava_files, random_llava
+    from divprune.export.checkpoint.checkpoint import expected_tensors
+    from divprune.export.checkpoint.random import TensorSource, shape_config, write_checkpoint
 
     checkpoint = WORK / f"checkpoint-{shape}"
     if checkpoint.exists():
         return checkpoint
-    size = llava_files._CHUNK
+    size = 1 << 22
     block = np.random.default_rng(0).standard_normal(size).astype(np.float32) * np.float32(0.02)
 
-    def quick(cls, name, shape, seed):
+    def quick(name, shape):
         total = int(np.prod(shape))
         is_norm = name.endswith("weight") and ("norm" in name.split(".")[-2] or len(shape) == 1)
 
@@ -172,15 +173,11 @@ def _random_checkpoint(shape: str) -> Path:
                 values = block[: min(size, total - start)]
                 yield values + np.float32(1) if is_norm else values
 
-        return cls(shape, pieces)
+        return TensorSource(shape, pieces)
 
-    drawn = llava_files.TensorSource.random
-    llava_files.TensorSource.random = classmethod(quick)
-    try:
-        random_llava.write_random_llava(checkpoint, shape=shape, dtype="fp16", layout="v5")
-    finally:
-        llava_files.TensorSource.random = drawn
-    return checkpoint
+    config = shape_config(shape)
+    tensors = {name: quick(name, size) for name, size in expected_tensors(config).items()}
+    return write_checkpoint(checkpoint, config, tensors, layout="v5")
 
 
 def _export(checkpoint: Path, name: str, **options) -> Path:

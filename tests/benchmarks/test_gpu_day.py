@@ -42,7 +42,7 @@ def test_every_step_ends_well_and_writes_what_it_found(report):
     assert report["kernel_latency"]["64/8"]["indices_equal_reference"]
     assert report["kernel_small"]["all"] == report["device"]["all"] == "right"
     assert report["int4"]["cpu"]["relative_distance_max"] < 0.03
-    for name in ("ort_tiny", "ort_tiny-int4"):
+    for name in ("ort_llava-tiny", "ort_llava-tiny-int4"):
         assert report[name]["keep 0.1"]["prompt"] < report[name]["keep 1"]["prompt"]
 
 

@@ -15,7 +15,7 @@ from benchmarks.gpu_end_to_end import main, make_contestants, parse, prepare  # 
 from benchmarks.transformers_divprune import select_tokens  # noqa: E402
 from divprune.export.selection.divprune import DivPrune  # noqa: E402
 
-ARGUMENTS = "--shape tiny --device cpu --dtype fp32 --warmup 0 --iters 1 --max-new-tokens 5"
+ARGUMENTS = "--shape llava-tiny --device cpu --dtype fp32 --warmup 0 --iters 1 --max-new-tokens 5"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ MIB = 2**20
 # 96 MiB each in float32: 8 x 12 x 512 x 512 and 6 x 16 x 512 x 512 weights.
 EVEN = {
     "vision_config": {
-        "model_type": "clip_vision_model",
         "hidden_size": 512,
         "intermediate_size": 2048,
         "num_hidden_layers": 9,  # the last one is not used
@@ -32,7 +31,6 @@ EVEN = {
         "patch_size": 14,
     },
     "text_config": {
-        "model_type": "llama",
         "vocab_size": 480,
         "hidden_size": 512,
         "intermediate_size": 2048,
@@ -49,14 +47,14 @@ EVEN = {
 def even_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export (fp32) whose vision graph and LLM are of the same size."""
     pytest.importorskip("torch", reason="exporting needs torch")
-    from benchmarks import random_llava
+    from divprune.export.checkpoint.random import SHAPES, shapes, write_random_checkpoint
     from divprune.export.export_model import export_model
     from divprune.export.planning.options import ExportOptions
 
     folder = tmp_path_factory.mktemp("even")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random_llava.SHAPES, "even", EVEN)
-        source = random_llava.write_random_llava(folder / "model", shape="even")
+        patch.setattr(shapes, "SHAPES", {**SHAPES, "even": ("llava-1.5-7b", EVEN)})
+        source = write_random_checkpoint(folder / "model", "even")
     output = folder / "engine"
     options = {"keep": 0.25, "dtype": "fp32", "verify": False}
     export_model(ExportOptions(model=str(source), output=output, **options))

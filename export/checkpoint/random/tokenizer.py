@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["byte_level_tokenizer", "llama_tokenizer"]
 
 _QUESTION = ("what", "is", "in", "the", "image", "how", "many")
+# Merges of real tokenizers by which a prompt depends on what is put together before it is split.
+_ACROSS = ("ĊĊ", "s>", "><")
 
 
 def llama_tokenizer(vocab_size: int, fixed: Mapping[int, str]) -> Tokenizer:
@@ -30,7 +32,7 @@ def llama_tokenizer(vocab_size: int, fixed: Mapping[int, str]) -> Tokenizer:
 
     start = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     characters = [chr(code) for code in range(33, 127)]
-    vocab, merges = _vocabulary(start + characters, "▁", vocab_size, fixed)
+    vocab, merges = _vocabulary(start + characters, _words("▁"), vocab_size, fixed)
     model = models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -56,7 +58,8 @@ def byte_level_tokenizer(vocab_size: int, fixed: Mapping[int, str]) -> Tokenizer
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab, merges = _vocabulary(characters, "Ġ", vocab_size, fixed)
+    words = itertools.chain(_ACROSS, _words("Ġ"))
+    vocab, merges = _vocabulary(characters, words, vocab_size, fixed)
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,14 +68,14 @@ def byte_level_tokenizer(vocab_size: int, fixed: Mapping[int, str]) -> Tokenizer
 
 
 def _vocabulary(
-    start: list[str], space: str, vocab_size: int, fixed: Mapping[int, str]
+    start: list[str], words: Iterable[str], vocab_size: int, fixed: Mapping[int, str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids for ``start``, then words with their merges; ``fixed`` tokens at their places."""
+    """Ids for ``start``, then ``words`` with their merges; ``fixed`` tokens at their places."""
     if len(start) + len(fixed) > vocab_size or max(fixed) >= vocab_size:
         raise ValueError(f"{len(start)} tokens and {dict(fixed)} do not fit {vocab_size=}")
     merges: list[tuple[str, str]] = []
     tokens = dict.fromkeys(start)
-    for word in _words(space):
+    for word in words:
         for end in range(1, len(word)):
             if word[: end + 1] not in tokens:
                 tokens[word[: end + 1]] = None

@@ -14,9 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from benchmarks.llava_files import image_processor_config, stored_name
-from benchmarks.random_llava import write_random_llava
 from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
+from divprune.export.checkpoint.random import files_of, write_random_checkpoint
 from divprune.export.families.llava import LlavaFamily
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from tests.checkpoints import TINY_CHECKPOINTS, tiny_config, write_tiny_checkpoint
@@ -100,8 +99,8 @@ def test_greedy_text_of_a_tiny_checkpoint_varies_and_depends_on_the_picture(
 def test_random_checkpoint_of_every_layout_loads_without_a_missing_tensor(
     layout: Any, tmp_path: Path
 ) -> None:
-    path = write_random_llava(
-        tmp_path, shape="tiny", layout=layout, dtype="bf16", shard_size=100_000
+    path = write_random_checkpoint(
+        tmp_path, "llava-tiny", layout=layout, dtype="bf16", shard_size=100_000
     )
     Checkpoint.open(path).validate()
     model, info = LlavaForConditionalGeneration.from_pretrained(path, output_loading_info=True)
@@ -116,11 +115,11 @@ def test_layout_v5_is_what_the_installed_transformers_writes(tmp_path: Path) -> 
     AutoProcessor.from_pretrained(path).save_pretrained(saved)
 
     keys = load_file(saved / "model.safetensors").keys()
-    assert {stored_name(canonical_name(key), "v5") for key in keys} == set(keys)
+    files = files_of(tiny_config(TINY_CHECKPOINTS["clip-llama-v5-layers-biases"]), "v5")
+    assert {files.stored_name(canonical_name(key)) for key in keys} == set(keys)
     assert {file.name for file in saved.iterdir()} == {file.name for file in path.iterdir()}
     nested = json.loads((saved / "processor_config.json").read_text())["image_processor"]
-    config = tiny_config(TINY_CHECKPOINTS["clip-llama-v5-layers-biases"])
-    assert nested["size"] == image_processor_config(config)["size"]
+    assert nested["size"] == files.image_processor()["size"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_keys_of_all_layouts_have_one_canonical_name(key: str, name: str) -> Non
 
 @pytest.mark.parametrize("dtype, stored", [("fp16", "F16"), ("bf16", "BF16"), ("fp32", "F32")])
 def test_stored_type_is_kept(dtype: Any, stored: str, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(write_random_llava(tmp_path, shape="tiny", dtype=dtype))
+    checkpoint = Checkpoint.open(write_random_checkpoint(tmp_path, "llava-tiny", dtype=dtype))
     expected = load_file(tmp_path / "model.safetensors")
     for key, tensor in expected.items():
         assert checkpoint.dtype(canonical_name(key)) == stored

@@ -57,13 +57,13 @@ class LlavaFiles(CheckpointFiles):
 
     def stored_name(self, canonical: str) -> str:
         """See ``CheckpointFiles``."""
-        if self.layout == "v4" and canonical.startswith("lm_head."):
-            return canonical
-        name = re.sub(r"^language_model\.", "language_model.model.", canonical)
-        name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
+        name = canonical
         if self.layout != "v5":
             name = re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name)
-        return name if self.layout != "v4" else f"model.{name}"
+        if self.layout == "v4":
+            return name if name.startswith("lm_head.") else f"model.{name}"
+        name = re.sub(r"^language_model\.", "language_model.model.", name)
+        return re.sub(r"^lm_head\.", "language_model.lm_head.", name)
 
     def tokenizer(self) -> Tokenizer:
         """See ``CheckpointFiles``."""
