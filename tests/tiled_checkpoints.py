@@ -81,7 +81,7 @@ TILED_CHECKPOINTS: dict[str, TiledSpec] = {
         seed=2,
     ),
     "smolvlm-llama": TiledSpec(
-        "smolvlm", "llama", vision=_CROP, options={"scale_factor": 2}, seed=3
+        "smolvlm", "llama", layout="hub", vision=_CROP, options={"scale_factor": 2}, seed=3
     ),
     "smolvlm-llama-tied-merging": TiledSpec(
         "smolvlm",
