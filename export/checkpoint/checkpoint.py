@@ -175,7 +175,7 @@ class Checkpoint:
         expected = expected_tensors(self.config)
         names = self.names()
         missing = sorted(expected.keys() - names)
-        unknown = sorted(names - expected.keys())
+        unknown = sorted(n for n in names - expected.keys() if not self._is_empty_bias(n))
         shared = sorted(expected.keys() & names)
         reshaped = [name for name in shared if self.shape(name) != expected[name]]
         problems = [f"missing: {name} {list(expected[name])}" for name in missing]
@@ -193,6 +193,12 @@ class Checkpoint:
             found="\n    ".join([counts, *_first(problems)]),
             fix="download the checkpoint again, or correct config.json",
         )
+
+    def _is_empty_bias(self, name: str) -> bool:
+        """Whether it is the bias of zeros that AutoGPTQ writes for packed layers without one."""
+        layer, _, part = name.rpartition(".")
+        packed = part == "bias" and f"{layer}.weight" in self._packed
+        return packed and not self.read(name).any()
 
     def _is_part_of_packed(self, name: str) -> bool:
         layer, _, part = name.rpartition(".")

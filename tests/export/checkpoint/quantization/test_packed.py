@@ -20,6 +20,7 @@ from divprune.export.planning.plan import make_plan
 from divprune.runtime.backends import load_backend
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import QuantInfo
+from divprune.runtime.errors import CheckpointError
 from tests.export.checkpoint.quantization.packed_checkpoints import change_config, write_packed
 
 NAME = "clip-llama-v5-layers-biases"
@@ -48,6 +49,25 @@ def test_packed_weights_are_those_they_were_made_from(
     for name in plain.names():
         assert packed.shape(name) == plain.shape(name)
         torch.testing.assert_close(packed.read(name), plain.read(name), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_bias_that_the_model_has_not_may_only_be_zeros(
+    checkpoint: Callable[[str], Path], tmp_path: Path, value: float
+) -> None:
+    """AutoGPTQ gives every packed layer one."""
+    packed = tmp_path / "packed"
+    write_packed(checkpoint("clip-llama-hub"), packed, tmp_path / "plain", "gptq")
+    file = packed / "model.safetensors"
+    tensors = load_file(file)
+    (name,) = (key for key in tensors if key.endswith("layers.1.mlp.up_proj.bias"))
+    tensors[name][3] = value
+    save_file(tensors, file)
+    if not value:
+        Checkpoint.open(packed).validate()
+        return
+    with pytest.raises(CheckpointError, match=r"unknown: .*layers\.1\.mlp\.up_proj\.bias \[96\]"):
+        Checkpoint.open(packed).validate()
 
 
 def logits(directory: Path) -> np.ndarray:
