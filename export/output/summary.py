@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,18 @@ class ExportSummary:
                 f"{format_bytes(manifest.kv_cache_bytes)} at {manifest.max_seq_len} positions",
             ),
             ("self-check", self._check()),
+            *self._int8_tower(),
             *self._what_remains(),
             ("export took", f"{self.seconds:.0f} s{self._peak()}"),
         ]
+
+    def _int8_tower(self) -> list[tuple[str, str]]:
+        """What rounding the tower costs: an error e turns a row by an angle of sine e at most."""
+        if self.manifest.vision_quant is None or self.verify_errors is None:
+            return []
+        cosine = math.sqrt(1 - self.verify_errors["vision"] ** 2)
+        text = f"every feature has a cosine of {cosine:.4f} or more to that in float"
+        return [("int8 tower", f"{text} (a picture of noise)")]
 
     def _what_remains(self) -> list[tuple[str, str]]:
         manifest = self.manifest

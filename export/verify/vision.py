@@ -12,6 +12,7 @@ from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import Selector
 from divprune.export.selection.downsample import resize
 from divprune.export.selection.selection_graph import KEPT_SLOTS
+from divprune.export.verify.activations import check_half, watch_activations
 from divprune.export.verify.comparison import (
     Tolerance,
     check_cover,
@@ -68,14 +69,20 @@ def _rows(array: np.ndarray) -> np.ndarray:
 def _reference_outputs(
     plan: ExportPlan, inputs: Mapping[str, np.ndarray], signals: list[str]
 ) -> list[np.ndarray]:
-    """Features, planes, then signals, as transformers' modules give them in float32."""
+    """Features, planes, then signals, as transformers' modules give them in float32.
+
+    Raises:
+        NumericalError: if the export is in fp16 and an activation is beyond it.
+    """
     import torch
 
     module = plan.family.vision_module(signals)
     load_weights(module, plan.weights)
     arguments = [torch.from_numpy(inputs[each.name]) for each in plan.family.vision_inputs()]
-    with torch.no_grad():
+    with torch.no_grad(), watch_activations(module) as largest:
         outputs = module(*arguments)
+    if plan.options.dtype == "fp16":
+        check_half(largest)
     return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else [outputs])]
 
 

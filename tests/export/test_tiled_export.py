@@ -7,16 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiled_checkpoints import write_tiled_checkpoint
 
 from divprune.export.export_model import ExportOptions, export_model
-from divprune.runtime import Pipeline
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
 from tests.export.rtx_builder import build_engine
-from tests.runtime.families.processors import picture
 
 ONE_EACH = ["internvl-qwen2-hub", "smolvlm-llama"]
 
@@ -96,21 +93,6 @@ def test_a_limit_bounds_the_ranges_in_the_manifest(
     assert manifest.selector.num_image_tokens == 20
     with pytest.raises((OptionError, UnsupportedError), match="--max-image-tokens 4"):
         export(path, max_image_tokens=3)
-
-
-@pytest.mark.parametrize("name", ONE_EACH)
-def test_an_int8_tower_has_features_close_to_the_float_one(
-    name: str, checkpoint: Callable[[str], Path]
-) -> None:
-    path = checkpoint(name)
-    features = [
-        Pipeline.from_dir(export(path, dtype="fp32", **options)).image_features(picture(40, 30))
-        for options in ({}, {"vision_quant": "int8"})
-    ]
-    assert not np.array_equal(*features)
-    norms = [np.linalg.norm(each, axis=1) for each in features]
-    cosine = (features[0] * features[1]).sum(axis=1) / np.prod(norms, axis=0)
-    assert cosine.min() > 0.95
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt-rtx", "jetpack6"])

@@ -74,6 +74,14 @@ def test_the_self_check_shows_the_worst_error_of_every_part(summary: ExportSumma
     assert "vision 1.3e-03, head 4.0e-04" in rows(summary)["self-check"]
 
 
+def test_what_an_int8_tower_costs_is_shown_as_a_cosine(summary: ExportSummary) -> None:
+    assert "int8 tower" not in rows(summary)
+    small = replace(summary.manifest, vision_quant="int8")
+    shown = replace(summary, manifest=small, verify_errors={"vision": 0.28, "head": 0.5})
+    assert "a cosine of 0.9600 or more" in rows(shown)["int8 tower"]
+    assert "int8 tower" not in rows(replace(shown, verify_errors=None))
+
+
 def test_a_skipped_check_is_said_to_be_skipped(summary: ExportSummary) -> None:
     skipped = replace(summary, verify_errors=None)
     assert rows(skipped)["self-check"] == "skipped (--no-verify)"
