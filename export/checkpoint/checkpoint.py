@@ -57,13 +57,23 @@ def expected_tensors(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Canonical names and shapes of the model that transformers builds from ``config``.
 
     A tied ``lm_head.weight`` is left out: it is the embedding table.
+
+    Raises:
+        CheckpointError: if transformers cannot build one.
     """
     import torch
     import transformers
 
     auto_model: Any = transformers.AutoModelForImageTextToText
-    with torch.device("meta"):
-        model = auto_model.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = auto_model.from_config(config)
+    except Exception as error:  # such as a KeyError for an activation that there is not
+        raise CheckpointError(
+            f"transformers cannot build the {config.model_type} that config.json describes",
+            expected="settings that transformers knows",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
     canonical_name = class_of(config.model_type).canonical_name
     shapes = {canonical_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
     if config.tie_word_embeddings:

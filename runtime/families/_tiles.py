@@ -17,6 +17,7 @@ from divprune.runtime.families.protocol import TokenMap
 
 __all__ = [
     "CropNormalizer",
+    "check_processor",
     "cut",
     "frame_map",
     "grid_boxes",
@@ -84,6 +85,22 @@ def image_options(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options for pictures, which transformers 5 may nest."""
     nested = preprocessor.get("image_processor")
     return nested if isinstance(nested, Mapping) else preprocessor
+
+
+def check_processor(options: Mapping[str, Any], kinds: Sequence[str]) -> None:
+    """Hold the image processor that a checkpoint names against those that cut as its model does.
+
+    Raises:
+        UnsupportedError: for another one.
+    """
+    name = str(options.get("image_processor_type"))
+    if name.removesuffix("Fast").removesuffix("Pil") not in kinds:
+        raise UnsupportedError(
+            f"image processor {name} is not supported with this model",
+            expected=" or ".join(kinds),
+            found=name,
+            fix="copy preprocessor_config.json of the original model into the checkpoint",
+        )
 
 
 def video_options(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ from divprune.runtime.families._model_config import (
 from divprune.runtime.families._positions import text_positions
 from divprune.runtime.families._tiles import (
     CropNormalizer,
+    check_processor,
     cut,
     frame_map,
     image_options,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILY", "InternVL", "choose_grid"]
 
+_PROCESSORS = ("GotOcr2ImageProcessor",)
 _VIDEO = "<video>"
 _START, _END = "<img>", "</img>"
 _TYPICAL = (640, 480)
@@ -103,6 +105,7 @@ class InternVL:
     ) -> InternVL:
         """Read what the export wrote; see ``protocol.Family``."""
         options = image_options(preprocessor)
+        check_processor(options, _PROCESSORS)
         tile_size, tile_side = int(facts["tile_size"]), int(facts["tile_side"])
         _check_size(require(options, "size"), tile_size)
         fewest, most = _patches(options)

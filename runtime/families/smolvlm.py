@@ -25,6 +25,7 @@ from divprune.runtime.families._positions import text_positions
 from divprune.runtime.families._smolvlm_video import VideoSampling, need_fps, video_text
 from divprune.runtime.families._tiles import (
     CropNormalizer,
+    check_processor,
     cut,
     frame_map,
     image_options,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILY", "SmolVLM", "fit_longest_edge", "fit_multiples"]
 
+_PROCESSORS = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
 _VIDEO = "<video>"
 _AROUND, _GLOBAL = "<fake_token_around_image>", "<global-img>"
 _LARGEST_EDGE = 4096
@@ -101,6 +103,7 @@ class SmolVLM:
     ) -> SmolVLM:
         """Read what the export wrote; see ``protocol.Family``."""
         options = image_options(preprocessor)
+        check_processor(options, _PROCESSORS)
         crop_size, crop_side = int(facts["crop_size"]), int(facts["crop_side"])
         _check_crop(options, crop_size)
         longest_edge = _edge(options, "size")

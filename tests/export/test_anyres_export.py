@@ -1,8 +1,7 @@
-"""Exports of the families with tiles: what is refused before any work, and what TensorRT builds."""
+"""Exports of the families with tiles: limits, and what TensorRT builds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.runtime.directory.engine_directory import EngineDirectory
-from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.errors import CheckpointError, OptionError
 from tests.export.rtx_builder import build_engine
 
 BUILDS = [
@@ -46,29 +45,6 @@ def test_a_checkpoint_without_a_newline_is_refused(
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"missing: image_newline \[64\]"):
         export(path, tmp_path / "engine")
-
-
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        ({"vision_feature_select_strategy": "full"}, UnsupportedError, "strategy default"),
-        ({"image_grid_pinpoints": [[16, 32]]}, CheckpointError, "image_grid_pinpoints"),
-        ({"image_grid_pinpoints": [[16, 30]]}, UnsupportedError, "multiples of 16"),
-    ],
-)
-def test_a_config_that_cannot_be_carried_is_refused_before_any_work(
-    change: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    checkpoint: Callable[[str], Path],
-    tmp_path: Path,
-) -> None:
-    path = checkpoint("next-mistral-v5")
-    content = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(content | change))
-    with pytest.raises(error, match=message):
-        export(path, tmp_path / "engine")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_limit_below_every_grid_is_refused_with_the_smallest_that_works(

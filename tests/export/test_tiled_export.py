@@ -12,7 +12,7 @@ from tiled_checkpoints import write_tiled_checkpoint
 
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.runtime.directory.engine_directory import EngineDirectory
-from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.errors import OptionError, UnsupportedError
 from tests.export.rtx_builder import build_engine
 
 ONE_EACH = ["internvl-qwen2-hub", "smolvlm-llama"]
@@ -44,41 +44,6 @@ def test_the_original_layout_is_refused_with_the_conversion_that_helps(
     change(path, "config.json", model_type="internvl_chat", architectures=["InternVLChatModel"])
     with pytest.raises(UnsupportedError, match=r"(?s)InternVLChatModel.*fix:.*-hf"):
         export(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "changes", "error", "message"),
-    [
-        ("internvl-qwen2-hub", "config.json", {"downsample_ratio": 0.3}, UnsupportedError, "ratio"),
-        (
-            "internvl-qwen2-hub",
-            "preprocessor_config.json",
-            {"size": {"height": 24, "width": 24}},
-            CheckpointError,
-            "does not fit the vision tower",
-        ),
-        ("smolvlm-llama", "config.json", {"scale_factor": 3}, UnsupportedError, "scale_factor"),
-        (
-            "smolvlm-llama",
-            "preprocessor_config.json",
-            {"image_mean": None},
-            CheckpointError,
-            "does not say image_mean",
-        ),
-    ],
-)
-def test_what_cannot_be_carried_is_refused_before_any_work(
-    name: str,
-    file: str,
-    changes: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    checkpoint: Callable[[str], Path],
-) -> None:
-    path = change(checkpoint(name), file, **changes)
-    with pytest.raises(error, match=message):
-        export(path)
-    assert [each.name for each in path.parent.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
