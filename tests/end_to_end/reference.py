@@ -23,7 +23,7 @@ from PIL import Image
 from divprune.export.selection import get_selector
 from divprune.runtime.directory.keep import kept_count
 
-__all__ = ["Answer", "Media", "Reference", "messages_about"]
+__all__ = ["Answer", "Media", "Reference", "messages_about", "two_turns"]
 
 Media = Sequence[Image.Image | tuple[Image.Image, ...]]
 """Pictures, and videos as tuples of the frames that are taken, in the order of the prompt."""
@@ -45,6 +45,13 @@ def messages_about(media: Sequence[Any], prompt: str, *, keys: bool) -> list[dic
         kind = "image" if isinstance(each, Image.Image) else "video"
         parts.append({"type": kind, **({kind: each} if keys else {})})
     return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+
+
+def two_turns(images: Sequence[Image.Image], prompt: str, *, keys: bool) -> list[dict[str, Any]]:
+    """A question about the first of two pictures, its answer, and one about the second."""
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "A red square."}]}
+    first, second = (messages_about([each], prompt, keys=keys) for each in images)
+    return [*first, reply, *second]
 
 
 class Reference(ABC):

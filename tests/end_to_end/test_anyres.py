@@ -21,12 +21,14 @@ from divprune.runtime.families import VideoFrames
 from divprune.runtime.reports.bench.benchmark import benchmark
 from divprune.runtime.reports.bench.workload import BenchOptions
 from tests.end_to_end.anyres_reference import AnyresReference
-from tests.end_to_end.reference import Media, messages_about
+from tests.end_to_end.reference import Media, messages_about, two_turns
 from tests.runtime.families.anyres_cases import SIZES, noise
 
 PROMPT = "What is in the image?"
 KEEPS = (1.0, 0.3, 0.1)
 NEW_TOKENS = 8
+
+Messages = list[dict[str, Any]]
 
 
 class Both:
@@ -40,19 +42,29 @@ class Both:
         fixed = {"keep": 0.3, "dtype": "fp32", "verify": verify, "output": output}
         export_model(ExportOptions(model=str(checkpoint), **{**fixed, **options}))
         self.output = output
-        self.pipeline = Pipeline.from_dir(output)
+        self.pipeline = Pipeline.from_dir(output, backend="onnxruntime")
         self.reference = AnyresReference(checkpoint)
 
     def check(self, media: Media, keep: float, positions: str = "contiguous") -> None:
-        expected = self.reference.answer(media, PROMPT, keep, NEW_TOKENS, positions)
+        """One question about pictures and videos."""
         given = [each if isinstance(each, Image.Image) else _video(each) for each in media]
+        asked = messages_about(given, PROMPT, keys=True)
+        bare = messages_about(media, PROMPT, keys=False)
+        self.check_messages(asked, bare, media, keep, positions)
+
+    def check_messages(
+        self,
+        messages: Messages,
+        bare: Messages,
+        media: Media,
+        keep: float,
+        positions: str = "contiguous",
+    ) -> None:
+        """A conversation, with its pictures and without."""
+        expected = self.reference.answer_messages(bare, media, keep, NEW_TOKENS, positions)
         most = max((len(each) for each in media if not isinstance(each, Image.Image)), default=None)
         result = self.pipeline.chat(
-            messages_about(given, PROMPT, keys=True),
-            keep=keep,
-            max_new_tokens=NEW_TOKENS,
-            ignore_eos=True,
-            num_frames=most,
+            messages, keep=keep, max_new_tokens=NEW_TOKENS, ignore_eos=True, num_frames=most
         ).result
         assert [image.num_image_tokens for image in result.images] == expected.num_tokens
         assert [list(image.kept_indices) for image in result.images] == expected.kept
@@ -89,6 +101,16 @@ def test_two_pictures_in_a_prompt(name: str, keep: float, both: Callable[..., Bo
     both(name).check([noise((64, 48)), noise((30, 70), 1)], keep)
 
 
+@pytest.mark.parametrize("name", ANYRES_CHECKPOINTS)
+def test_a_picture_in_the_second_turn(name: str, both: Callable[..., Both]) -> None:
+    """OneVision cuts a picture otherwise once there are two: nothing of the first turn stays."""
+    images = [noise((64, 48)), noise((30, 70), 1)]
+    for keep in KEEPS:
+        both(name).check(images[:1], keep)  # the first turn, which the cache then holds
+        turns = [two_turns(images, PROMPT, keys=keys) for keys in (True, False)]
+        both(name).check_messages(*turns, images, keep)
+
+
 @pytest.mark.parametrize("name", [name for name in ANYRES_CHECKPOINTS if "next-video" in name])
 @pytest.mark.parametrize("count", [1, 6, 16])
 def test_videos_of_llava_next_video(name: str, count: int, both: Callable[..., Both]) -> None:
@@ -113,6 +135,15 @@ def test_a_picture_and_a_video_in_a_prompt(name: str, both: Callable[..., Both])
 def test_original_positions(name: str, both: Callable[..., Both]) -> None:
     for keep in KEEPS:
         both(name, positions="original").check([noise((64, 48)), noise((9, 70))], keep, "original")
+
+
+@pytest.mark.parametrize("name", ["next-video-llama-hub", "onevision-qwen2-hub"])
+def test_directories_for_jetpack_answer_the_same_on_onnx_runtime(
+    name: str, both: Callable[..., Both]
+) -> None:
+    pair = both(name, target="jetpack6", verify=False)
+    for keep in (1.0, 0.3):
+        pair.check([noise((64, 48)), _frames(2)], keep)
 
 
 def _frames(count: int) -> tuple[Image.Image, ...]:

@@ -17,7 +17,7 @@ from tiled_checkpoints import TILED_CHECKPOINTS, write_tiled_checkpoint
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.runtime import Pipeline
 from divprune.runtime.families import VideoFrames
-from tests.end_to_end.reference import Media, messages_about
+from tests.end_to_end.reference import Media, messages_about, two_turns
 from tests.end_to_end.tiled_reference import FPS, TiledReference
 from tests.runtime.families.processors import SIZES, picture
 
@@ -104,16 +104,8 @@ def test_two_pictures_of_different_size(name: str, keep: float, both: Callable[.
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_a_picture_in_the_second_turn(name: str, both: Callable[..., Both]) -> None:
     images = [picture(40, 30), picture(30, 40, seed=1)]
-    reply = {"role": "assistant", "content": [{"type": "text", "text": "A red square."}]}
     both(name).check(images[:1], 0.3)
-    turns = [
-        [
-            *messages_about(images[:1], PROMPT, keys=keys),
-            reply,
-            *messages_about(images[1:], "And here?", keys=keys),
-        ]
-        for keys in (True, False)
-    ]
+    turns = [two_turns(images, PROMPT, keys=keys) for keys in (True, False)]
     both(name).check_messages(*turns, images, 0.3)
 
 

@@ -89,7 +89,7 @@ def reference(name: str, image: Image.Image) -> Mapping[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_vl"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", SIZES)
 def test_patch_rows_are_those_of_transformers(name: str, size: tuple[int, int]) -> None:
     image, qwen = picture(*size), family(name)
