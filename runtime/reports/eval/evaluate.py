@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from divprune.runtime.reports.eval.dataset import Dataset, Sample
     from divprune.runtime.reports.eval.plan import EngineRun, EvalOptions
 
-__all__ = ["evaluate_run", "log_header", "open_log", "to_do"]
+__all__ = ["OF_ONE_SAMPLE", "evaluate_run", "log_header", "open_log", "to_do"]
 
-_OF_ONE_SAMPLE = (ImageError, PromptError, NumericalError)
+OF_ONE_SAMPLE = (ImageError, PromptError, NumericalError)
+"""Errors that say something about one picture or question, not about all that follow."""
+
 
 
 def log_header(run: EngineRun, dataset: Dataset, options: EvalOptions) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _ask_about(
 ) -> Iterator[Record]:
     try:
         encoded = pipeline.encode_image(image)
-    except _OF_ONE_SAMPLE as error:
+    except OF_ONE_SAMPLE as error:
         for sample, keeps in work:
             yield from (_failure(sample, keep, error) for keep in keeps)
         return
@@ -123,7 +125,7 @@ def _ask_about(
                     reuse=False,
                 ).result
                 yield _answer(result, sample, keep, inside_llm=inside_llm)
-            except _OF_ONE_SAMPLE as error:
+            except OF_ONE_SAMPLE as error:
                 yield _failure(sample, keep, error)
 
 

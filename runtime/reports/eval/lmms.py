@@ -8,16 +8,21 @@ is imported only when lmms-eval itself asks for the class: the device does not n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.errors import OptionError
+from divprune.runtime.inputs.messages import question
+from divprune.runtime.reports.eval.evaluate import OF_ONE_SAMPLE
 
 if TYPE_CHECKING:
     from divprune.runtime.generation.sampling import SamplingOptions
 
 __all__ = ["cut", "manifest", "sampling_options"]
+
+logger = logging.getLogger(__name__)
 
 _CLASS = "DivPrune"
 _MAX_NEW_TOKENS = 128
@@ -80,8 +85,19 @@ def _make_class() -> type:
             resolve_keep(self._pipeline.manifest, self._keep)
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            """One answer for each request, in their order."""
-            return [self._answer(*request.args) for request in tqdm(requests, desc="divprune")]
+            """One answer for each request, in their order; an empty one where a sample fails.
+
+            What goes wrong with one sample is logged and counted and the rest goes on; what would
+            go wrong with all of a task is raised before the first answer.
+            """
+            for request in requests:
+                sampling_options(request.args[1])
+            answers = [self._try(*request.args) for request in tqdm(requests, desc="divprune")]
+            if failed := answers.count(None):
+                logger.warning(
+                    "%d of %d samples have no answer and count as empty ones", failed, len(answers)
+                )
+            return [answer or "" for answer in answers]
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
             """Not offered: the engines return one row of logits, the last."""
@@ -90,6 +106,15 @@ def _make_class() -> type:
         def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
             """Not offered: the prompt of an engine directory has one turn."""
             raise NotImplementedError("divprune answers tasks of one round only")
+
+        def _try(
+            self, context: str, options: Mapping[str, Any], visual: Any, doc_id: int, *where: str
+        ) -> str | None:
+            try:
+                return self._answer(context, options, visual, doc_id, *where)
+            except OF_ONE_SAMPLE as error:
+                logger.warning("%s, sample %s: %s", "/".join(where), doc_id, error)
+                return None
 
         def _answer(
             self,
@@ -101,9 +126,8 @@ def _make_class() -> type:
             split: str,
         ) -> str:
             visuals = doc_to_visual(self.task_dict[task][split][doc_id])
-            generation = self._pipeline.generate(
-                list(_pictures(visuals)),
-                context,
+            generation = self._pipeline.chat(
+                question(context, list(_pictures(visuals))),
                 keep=self._keep,
                 max_new_tokens=int(options.get("max_new_tokens") or _MAX_NEW_TOKENS),
                 sampling=sampling_options(options),

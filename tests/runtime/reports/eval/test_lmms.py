@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from divprune.runtime import Pipeline
 from divprune.runtime.errors import OptionError
 from divprune.runtime.generation.sampling import SamplingOptions
+from divprune.runtime.reports.eval import lmms as adapter
 from divprune.runtime.reports.eval.lmms import cut, sampling_options
 from tests.runtime.reports.eval.lmms_task import TASK, write_task
 
@@ -36,6 +41,71 @@ def test_an_answer_is_greedy_unless_the_task_asks_to_sample():
 def test_a_task_that_asks_for_beams_is_refused():
     with pytest.raises(OptionError, match="beam"):
         sampling_options({"temperature": 1.0, "num_beams": 4})
+
+
+class Harness:
+    """What the adapter uses of its base class, where lmms-eval itself is not installed."""
+
+    def __init__(self):
+        self.task_dict = {}
+        self.cache_hook = SimpleNamespace(add_partial=lambda *_: None)
+
+
+@pytest.fixture
+def model(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """The adapter's class around the real pipeline, on documents that are pictures."""
+    for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["lmms_eval.api.model"], "lmms", Harness, raising=False)
+    adapter._make_class.cache_clear()
+    yield adapter.DivPrune(engine_dir=str(engine_dir), threads=1)
+    adapter._make_class.cache_clear()
+
+
+def _requests(model, documents, options=None):
+    """A request for each (question, visuals)."""
+    model.task_dict = {"task": {"test": [visuals for _, visuals in documents]}}
+    options = {"max_new_tokens": 4, **(options or {})}
+    return [
+        SimpleNamespace(args=(text, options, lambda document: document, number, "task", "test"))
+        for number, (text, _) in enumerate(documents)
+    ]
+
+
+_PICTURE = Image.linear_gradient("L").convert("RGB")
+_UNANSWERABLE = {
+    "the question holds the placeholder": ("<image>\nWhat?", [_PICTURE]),
+    "the prompt is too long": ("word " * 3000, [_PICTURE]),
+    "the question is empty": ("  ", [_PICTURE]),
+    "half a character": ("What\udc80?", [_PICTURE]),
+    "no such file": (QUESTION, ["no-such-picture.png"]),
+    "bytes that are no picture": (QUESTION, [b"GIF89a but not more"]),
+    "an array of a scale that nobody knows": (QUESTION, [[_PICTURE, object()]]),
+}
+
+
+@pytest.mark.parametrize("bad", _UNANSWERABLE.values(), ids=_UNANSWERABLE.keys())
+def test_a_sample_that_cannot_be_answered_is_counted_and_the_rest_goes_on(model, bad, caplog):
+    good = (QUESTION, [_PICTURE])
+    (right,) = model.generate_until(_requests(model, [good]))
+    with caplog.at_level(logging.WARNING):
+        answers = model.generate_until(_requests(model, [good, bad, good]))
+    assert answers == [right, "", right]
+    assert "task/test, sample 1" in caplog.text and "1 of 3 samples" in caplog.text
+
+
+def test_a_sample_without_a_picture_is_answered_as_text(model):
+    for visuals in (None, [], [None], [[]]):
+        (answer,) = model.generate_until(_requests(model, [("2 + 2 = ?", visuals)]))
+        assert answer == model._pipeline.chat(
+            [{"role": "user", "content": "2 + 2 = ?"}], max_new_tokens=4
+        ).result.text
+
+
+def test_what_goes_wrong_with_every_sample_is_said_before_the_first(model):
+    requests = _requests(model, [(QUESTION, [_PICTURE])], {"temperature": 1.0, "num_beams": 4})
+    with pytest.raises(OptionError, match="beam"):
+        model.generate_until(requests)
 
 
 @needs_lmms_eval
