@@ -24,11 +24,12 @@ from divprune.export.output.summary import ExportSummary
 from divprune.export.output.tensorrt_graphs import write_tensorrt_graphs
 from divprune.export.planning.options import ExportOptions
 from divprune.export.planning.plan import ExportPlan, make_plan
+from divprune.export.planning.room import check_room
 from divprune.export.selection.in_llm_graph import write_in_llm_selection
 from divprune.export.verify import check_onnxruntime, verify_export
 from divprune.export.vision.graphs import write_vision_graphs
 from divprune.runtime.directory.manifest import GraphSpec
-from divprune.runtime.errors import OptionError, UnsupportedError
+from divprune.runtime.errors import UnsupportedError
 from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.inputs.chat_template import ChatTemplate
 from divprune.runtime.inputs.messages import question, read_messages
@@ -71,7 +72,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
         # The cheap files before the large ones: a prompt that cannot work shows in seconds.
         write_host_files(plan.checkpoint.path, directory, plan.checkpoint.config, plan.tokenizer)
         prompt_text_tokens = _check_prompt(plan, directory)
-        _check_room(plan, prompt_text_tokens)
+        check_room(plan, prompt_text_tokens)
         graphs = _write_graphs(plan, directory, progress)
         with progress.step("writing the embeddings"):
             write_embeddings(directory, plan.weights)
@@ -155,19 +156,3 @@ def _check_prompt(plan: ExportPlan, directory: Path) -> int:
         [each for each in (plan.family.image_token_id, plan.family.video_token_id) if each],
     )
     return prompt.num_text_tokens
-
-
-def _check_room(plan: ExportPlan, prompt_text_tokens: int) -> None:
-    """Refuse a cache that not even a short prompt with one picture fits into."""
-    baseline = plan.options.baseline
-    visual = plan.num_image_tokens if baseline else plan.num_fed
-    needed = prompt_text_tokens + visual + 1
-    if needed > plan.max_seq_len:
-        raise OptionError(
-            "the cache has no room for a picture and an answer"
-            + (" at keep 1.0, the baseline" if baseline else ""),
-            expected=f"--max-seq-len of at least {needed} ({visual} visual tokens and "
-            "a prompt of a few words)",
-            found=plan.max_seq_len,
-            fix=f"--max-seq-len {needed + 128}" + (", or --no-baseline" if baseline else ""),
-        )

@@ -16,8 +16,9 @@ __all__ = ["SUPPORTED_TEXT_MODELS", "DecoderSpec", "check_text_model"]
 
 SUPPORTED_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", *MULTIMODAL_TEXT_MODELS)
 
-# Frequencies of these types do not depend on the length of the sequence at hand.
-_STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# Frequencies of these types do not depend on the length of the sequence at hand; of dynamic ones
+# not within the model's own length (InternVL3), beyond which no export goes.
+_STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +58,19 @@ class DecoderSpec:
     def from_config(
         cls,
         config: PreTrainedConfig,
-        max_seq_len: int,
         *,
         tied_head: bool,
         planes: tuple[str, ...] = (),
-        num_image_tokens: int = 0,
     ) -> DecoderSpec:
         """Read a transformers text config.
 
         ``tied_head`` says whether the output layer is the embedding table; the config of the
         whole model decides that, not the text config. ``planes`` are those of the family.
-        A cache is only advised that ``num_image_tokens`` and a prompt fit into.
 
         Raises:
             UnsupportedError: naming the first feature that the graphs cannot express.
         """
-        _check_supported(config, max_seq_len, num_image_tokens)
+        _check_supported(config)
         _check_planes(planes, config.num_hidden_layers)
         frequencies, scaling = _rope(config)
         return cls(
@@ -117,7 +115,7 @@ def check_text_model(config: PreTrainedConfig) -> None:
         )
 
 
-def _check_supported(config: Any, max_seq_len: int, num_image_tokens: int) -> None:
+def _check_supported(config: Any) -> None:
     check_text_model(config)
     if config.hidden_act not in ("silu", "swish"):
         raise UnsupportedError(
@@ -136,8 +134,7 @@ def _check_supported(config: Any, max_seq_len: int, num_image_tokens: int) -> No
             "num_key_value_heads",
             found=config.num_key_value_heads,
         )
-    _check_rope(config, max_seq_len)
-    _check_window(config, max_seq_len, num_image_tokens)
+    _check_rope(config)
 
 
 def _check_planes(planes: tuple[str, ...], num_layers: int) -> None:
@@ -149,12 +146,10 @@ def _check_planes(planes: tuple[str, ...], num_layers: int) -> None:
         )
 
 
-def _check_rope(config: Any, max_seq_len: int) -> None:
+def _check_rope(config: Any) -> None:
     parameters = config.rope_parameters or {}
     rope_type = parameters.get("rope_type", "default")
-    if rope_type == "dynamic":
-        _check_dynamic_rope(int(config.max_position_embeddings), max_seq_len)
-    elif rope_type not in _STATIC_ROPE_TYPES:
+    if rope_type not in _STATIC_ROPE_TYPES:
         raise UnsupportedError(
             "rope scaling of this type depends on the sequence length and is not supported",
             expected="one of " + ", ".join(_STATIC_ROPE_TYPES),
@@ -165,33 +160,4 @@ def _check_rope(config: Any, max_seq_len: int) -> None:
             "rotary embedding of a part of each head is not supported",
             expected="partial_rotary_factor 1.0",
             found=parameters["partial_rotary_factor"],
-        )
-
-
-def _check_dynamic_rope(model_len: int, max_seq_len: int) -> None:
-    """Within the model's own length (InternVL3) it is no scaling at all."""
-    if max_seq_len > model_len:
-        raise UnsupportedError(
-            "dynamic rope scaling beyond the model's own length is not supported",
-            expected=f"--max-seq-len of at most max_position_embeddings ({model_len})",
-            found=max_seq_len,
-            fix=f"--max-seq-len {model_len}",
-        )
-
-
-def _check_window(config: Any, max_seq_len: int, num_image_tokens: int) -> None:
-    """Refuse a window that some layer uses and that a sequence may be longer than."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds and "sliding_attention" not in kinds):
-        return
-    if window < max_seq_len:
-        holds_picture = window > num_image_tokens
-        raise UnsupportedError(
-            "sliding-window attention is not supported",
-            expected=f"sliding_window of at least --max-seq-len ({max_seq_len}), or none",
-            found=window
-            if holds_picture
-            else f"{window}, which is too short for a picture of {num_image_tokens} tokens",
-            fix=f"--max-seq-len {window}" if holds_picture else None,
         )

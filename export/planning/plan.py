@@ -168,11 +168,7 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         options, family.text_config.max_position_embeddings, num_image_tokens
     )
     spec = DecoderSpec.from_config(
-        family.text_config,
-        max_seq_len,
-        tied_head=family.tied_head,
-        planes=family.vision_outputs(),
-        num_image_tokens=num_image_tokens,
+        family.text_config, tied_head=family.tied_head, planes=family.vision_outputs()
     )
     checkpoint.validate()  # after the kinds of its parts, which name what is not supported
     example = example_inputs(runtime_family)

@@ -293,7 +293,7 @@ def no_eos(tiny: Path) -> None:
         (other_tower, ["the vision tower is of a kind", "clip_vision_model", "pixtral"]),
         (other_activation, ["hidden_act", "gelu"]),
         (rope_by_length, ["rope scaling", "longrope"]),
-        (sliding_window, ["sliding-window", "--max-seq-len 64"]),
+        (sliding_window, ["sliding-window", "found:    64", "--max-seq-len 64"]),
         (smaller_pictures, ["image processor and vision tower", "(56, 56)", "(48, 48)"]),
         (no_picture_facts, ["how pictures are prepared", "preprocessor_config.json"]),
         (no_template, ["no chat template", "chat_template.jinja"]),

@@ -126,7 +126,7 @@ class Writer:
         source: Any = Counting(Checkpoint.open(self.checkpoint(key[0])))
         config = source.checkpoint.config
         family = LlavaFamily(config)
-        spec = DecoderSpec.from_config(family.text_config, MAX_SEQ_LEN, tied_head=family.tied_head)
+        spec = DecoderSpec.from_config(family.text_config, tied_head=family.tied_head)
         self.sources[key] = source
         self.weights[key] = WeightSource(
             source, expected_tensors(config), key[1], max_bytes=max_bytes

@@ -83,7 +83,7 @@ class Model:
         planes: tuple[str, ...] = (),
         scheme: QuantScheme | None = None,
     ) -> onnxruntime.InferenceSession:
-        spec = DecoderSpec.from_config(self.config, SLOTS, tied_head=True, planes=planes)
+        spec = DecoderSpec.from_config(self.config, tied_head=True, planes=planes)
         weights = self.weights(scheme)
         spelling = get_dialect(dialect, quantized=scheme is not None)
         model = write_decoder(spec, spelling, weights, DecoderPart("llm", range(LAYERS), SLOTS))
@@ -221,20 +221,20 @@ def test_sections_that_do_not_add_up_are_refused(kind: str, sections: list[int] 
     config = text_config(kind)
     config.rope_parameters = parameters
     with pytest.raises(UnsupportedError, match="sections of the multimodal rotary"):
-        DecoderSpec.from_config(config, SLOTS, tied_head=False)
+        DecoderSpec.from_config(config, tied_head=False)
 
 
 def test_interleaved_sections_that_overrun_the_head_are_refused() -> None:
     config = text_config("qwen3_vl_text")
     config.rope_parameters = {**config.rope_parameters, "mrope_section": [0, 4, 4]}
     with pytest.raises(UnsupportedError, match="do not add up"):
-        DecoderSpec.from_config(config, SLOTS, tied_head=False)
+        DecoderSpec.from_config(config, tied_head=False)
 
 
 def test_frequencies_follow_the_axes_of_the_published_models() -> None:
     parameters = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}
     config = text_config("qwen3_vl_text", head_dim=128, rope_parameters=parameters)
-    axes = DecoderSpec.from_config(config, SLOTS, tied_head=False).rotary_axes
+    axes = DecoderSpec.from_config(config, tied_head=False).rotary_axes
     assert axes[:6] == (0, 1, 2, 0, 1, 2)
     assert axes[57:] == (0, 1, 2, 0, 0, 0, 0)
     assert [axes.count(axis) for axis in range(3)] == [24, 20, 20]
@@ -243,7 +243,7 @@ def test_frequencies_follow_the_axes_of_the_published_models() -> None:
 def test_a_cut_among_the_layers_with_planes_is_refused() -> None:
     model = Model("qwen3_vl_text")
     planes = ("deepstack_0", "deepstack_1", "deepstack_2")
-    spec = DecoderSpec.from_config(model.config, SLOTS, tied_head=True, planes=planes)
+    spec = DecoderSpec.from_config(model.config, tied_head=True, planes=planes)
     weights = model.weights()
     front = DecoderPart("llm_front", range(3), SLOTS)
     inputs = write_decoder(spec, get_dialect("ort"), weights, front).graph.inputs
@@ -258,4 +258,4 @@ def test_a_cut_among_the_layers_with_planes_is_refused() -> None:
 def test_more_planes_than_layers_are_refused() -> None:
     planes = tuple(f"deepstack_{i}" for i in range(LAYERS + 1))
     with pytest.raises(UnsupportedError, match="more decoder layers than there are"):
-        DecoderSpec.from_config(text_config("qwen3_vl_text"), SLOTS, tied_head=True, planes=planes)
+        DecoderSpec.from_config(text_config("qwen3_vl_text"), tied_head=True, planes=planes)

@@ -24,12 +24,12 @@ def test_head_dim_is_taken_from_the_config_when_it_differs_from_hidden_over_head
     config = transformers.Qwen3Config(
         hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32
     )
-    spec = DecoderSpec.from_config(config, 128, tied_head=True)
+    spec = DecoderSpec.from_config(config, tied_head=True)
     assert (spec.head_dim, spec.num_kv_heads, spec.tied_head) == (32, 2, True)
 
 
 def test_default_rope_frequencies_are_powers_of_theta() -> None:
-    spec = DecoderSpec.from_config(llama(), 128, tied_head=False)
+    spec = DecoderSpec.from_config(llama(), tied_head=False)
     expected = [10000.0 ** (-2 * i / 16) for i in range(8)]
     assert spec.inverse_frequencies == pytest.approx(expected, rel=1e-6)
     assert spec.rope_scaling == 1.0
@@ -37,21 +37,21 @@ def test_default_rope_frequencies_are_powers_of_theta() -> None:
 
 def test_linear_rope_scaling_divides_the_frequencies() -> None:
     config = llama(rope_parameters=rope("linear", factor=4.0))
-    spec = DecoderSpec.from_config(config, 128, tied_head=False)
+    spec = DecoderSpec.from_config(config, tied_head=False)
     assert spec.inverse_frequencies[0] == pytest.approx(0.25)
 
 
 def test_dynamic_rope_within_the_models_own_length_is_no_scaling() -> None:
     config = llama(rope_parameters=rope("dynamic", factor=2.0), max_position_embeddings=128)
-    spec = DecoderSpec.from_config(config, 128, tied_head=False)
-    plain = DecoderSpec.from_config(llama(), 128, tied_head=False)
+    spec = DecoderSpec.from_config(config, tied_head=False)
+    plain = DecoderSpec.from_config(llama(), tied_head=False)
     assert spec.inverse_frequencies == plain.inverse_frequencies
     assert spec.rope_scaling == 1.0
 
 
 def test_yarn_scales_cosine_and_sine() -> None:
     parameters = rope("yarn", factor=4.0, original_max_position_embeddings=512)
-    spec = DecoderSpec.from_config(llama(rope_parameters=parameters), 128, tied_head=False)
+    spec = DecoderSpec.from_config(llama(rope_parameters=parameters), tied_head=False)
     assert spec.rope_scaling == pytest.approx(0.1 * 1.3862944 + 1.0, rel=1e-5)
 
 
@@ -60,39 +60,10 @@ def test_yarn_scales_cosine_and_sine() -> None:
     [
         (llama(hidden_act="gelu"), "hidden_act"),
         (llama(hidden_size=48), "head_dim"),
-        (
-            llama(rope_parameters=rope("dynamic", factor=2.0), max_position_embeddings=127),
-            "(?s)dynamic.*--max-seq-len 127",
-        ),
-        (transformers.MistralConfig(sliding_window=64), "--max-seq-len 64"),
         (transformers.GemmaConfig(), "gemma"),
     ],
-    ids=["activation", "head_dim", "dynamic-rope", "sliding-window", "family"],
+    ids=["activation", "head_dim", "family"],
 )
 def test_unsupported_feature_is_refused_by_name(config: Any, named: str) -> None:
     with pytest.raises(UnsupportedError, match=named):
-        DecoderSpec.from_config(config, 128, tied_head=False)
-
-
-def test_window_shorter_than_the_picture_has_no_cache_length_that_mends_it() -> None:
-    config = transformers.MistralConfig(sliding_window=64)
-    with pytest.raises(UnsupportedError, match="too short for a picture of 100") as refused:
-        DecoderSpec.from_config(config, 128, tied_head=False, num_image_tokens=100)
-    assert refused.value.fix is None
-
-
-def test_window_that_no_layer_uses_is_none() -> None:
-    config = transformers.Qwen3Config(
-        hidden_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        sliding_window=64,
-        use_sliding_window=False,
-    )
-    assert DecoderSpec.from_config(config, 128, tied_head=False).model_type == "qwen3"
-
-
-def test_sliding_window_longer_than_the_cache_is_accepted() -> None:
-    config = transformers.MistralConfig(sliding_window=128)
-    assert DecoderSpec.from_config(config, 128, tied_head=False).model_type == "mistral"
+        DecoderSpec.from_config(config, tied_head=False)

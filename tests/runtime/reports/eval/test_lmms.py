@@ -97,9 +97,12 @@ def test_a_sample_that_cannot_be_answered_is_counted_and_the_rest_goes_on(model,
 def test_a_sample_without_a_picture_is_answered_as_text(model):
     for visuals in (None, [], [None], [[]]):
         (answer,) = model.generate_until(_requests(model, [("2 + 2 = ?", visuals)]))
-        assert answer == model._pipeline.chat(
-            [{"role": "user", "content": "2 + 2 = ?"}], max_new_tokens=4
-        ).result.text
+        assert (
+            answer
+            == model._pipeline.chat(
+                [{"role": "user", "content": "2 + 2 = ?"}], max_new_tokens=4
+            ).result.text
+        )
 
 
 def test_what_goes_wrong_with_every_sample_is_said_before_the_first(model):
