@@ -17,6 +17,7 @@ __all__ = [
     "list_presets",
     "load_preset",
     "preset_from_dict",
+    "refuse_ambiguous",
     "suggest_preset",
 ]
 
@@ -104,6 +105,28 @@ def load_preset(name: str) -> Preset:
         )
     content = yaml.safe_load((_MODELS / f"{name}.yaml").read_text(encoding="utf-8"))
     return preset_from_dict(name, content)
+
+
+def refuse_ambiguous(name: str, directory: str, preset: str) -> None:
+    """Refuse a preset's name where a model of that name lies here as well.
+
+    Args:
+        name: Of the preset.
+        directory: How the directory is asked for.
+        preset: How the other one is.
+
+    Raises:
+        OptionError: if there is such a directory.
+    """
+    kinds = ("config.json", "adapter_config.json", "manifest.json")
+    found = next((kind for kind in kinds if Path(name, kind).is_file()), None)
+    if found is not None:
+        raise OptionError(
+            f"{name} is a preset, and a directory here",
+            expected="a name that means one of them",
+            found=f"{name}/{found}",
+            fix=f"{directory} for the directory, or {preset} for the preset",
+        )
 
 
 def preset_from_dict(name: str, content: object) -> Preset:

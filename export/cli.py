@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from divprune.runtime.cli.main_guard import (
     ToolParser,
@@ -16,7 +17,10 @@ from divprune.runtime.cli.main_guard import (
     run_tool,
 )
 
-__all__ = ["add_arguments", "main", "run"]
+if TYPE_CHECKING:
+    from divprune.export.planning.options import ExportOptions
+
+__all__ = ["add_arguments", "main", "read_options", "run"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,10 +111,15 @@ def run(args: argparse.Namespace) -> int:
     return run_guarded(lambda: _export(args))
 
 
-def _export(args: argparse.Namespace) -> int:
+def read_options(args: argparse.Namespace) -> ExportOptions:
+    """What ``add_arguments`` has parsed.
+
+    Raises:
+        OptionError: for values that do not fit.
+    """
     from divprune.export.planning.options import ExportOptions
 
-    options = ExportOptions(
+    return ExportOptions(
         model=args.model,
         keep=args.keep,
         output=args.output,
@@ -133,6 +142,10 @@ def _export(args: argparse.Namespace) -> int:
         verify=not args.no_verify,
         force=args.force,
     )
+
+
+def _export(args: argparse.Namespace) -> int:
+    options = read_options(args)
     _require_export_packages()
     from divprune.export.graphs.progress import Progress
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.configs import list_presets, load_preset, refuse_ambiguous, suggest_preset
 from divprune.export.checkpoint.adapter_source import base_of_adapter, join_adapter
 from divprune.runtime.directory import bounded_json
+from divprune.runtime.directory.path_text import check_utf8
 from divprune.runtime.errors import CheckpointError, DivPruneError, OptionError
 
 __all__ = [
@@ -44,7 +45,7 @@ class ModelSource:
 
     Attributes:
         path: Directory with config.json and safetensors.
-        model_id: Hub id, or the name of a local directory.
+        model_id: Hub id, or a local directory as ``--model`` takes it (never a bare name).
         revision: Commit hash on the hub; ``None`` for a local directory.
         joined: What keeps ``path`` while this is in use, where an adapter was put together with
             its model.
@@ -59,22 +60,25 @@ class ModelSource:
 def resolve_model(model: str, revision: str | None = None) -> ModelSource:
     """Turn what the user gave as ``--model`` into a directory, downloading if need be.
 
-    A preset's name wins over a directory of that name (write ``./name`` for the directory), a
-    directory over a hub id.
+    A directory wins over a hub id; a checkpoint that is called like a preset has to be told from
+    it.
 
     Args:
         model: Preset name, local directory, or hub id (``org/name``).
         revision: Branch, tag or commit on the hub; not for local directories.
 
     Raises:
-        OptionError: if ``model`` is none of the three, or ``revision`` goes with a directory.
+        OptionError: if ``model`` is none of the three, or a preset and a checkpoint, or
+            ``revision`` goes with a directory.
         CheckpointError: if the directory is no checkpoint, or the hub does not give it.
     """
-    if model in list_presets():
-        return _from_hub(load_preset(model).hub_id, revision)
     path = Path(model).expanduser()
+    if model in list_presets():
+        hub_id = load_preset(model).hub_id
+        refuse_ambiguous(model, f"--model ./{model}", f"--model {hub_id}")
+        return _from_hub(hub_id, revision)
     if model and path.exists():
-        return _from_directory(path, revision)
+        return _from_directory(path, _as_path(model), revision)
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model, revision)
     raise OptionError(
@@ -86,12 +90,20 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
     )
 
 
+def _as_path(model: str) -> str:
+    """The directory as it was given, so written that nobody takes it for a preset or a hub id."""
+    if model in (".", ".."):
+        return str(Path(model).resolve())
+    is_plain = Path(model).is_absolute() or model.startswith(("./", "../", "~"))
+    return model if is_plain else f"./{model}"
+
+
 def _nearest(model: str) -> str | None:
     guess = suggest_preset(model)
     return None if guess is None else f"--model {guess} if that was meant"
 
 
-def _from_directory(path: Path, revision: str | None) -> ModelSource:
+def _from_directory(path: Path, name: str, revision: str | None) -> ModelSource:
     if revision is not None:
         raise OptionError(
             "--revision goes with models from the hub only",
@@ -100,7 +112,8 @@ def _from_directory(path: Path, revision: str | None) -> ModelSource:
         )
     base = base_of_adapter(path)
     if base is not None:
-        return _with_base(path, path.resolve().name, None, *base)
+        return _with_base(path, name, None, *base)
+    check_utf8(path, "--model", "rename it")
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is not a checkpoint directory",
@@ -109,7 +122,7 @@ def _from_directory(path: Path, revision: str | None) -> ModelSource:
             fix="give the directory that holds config.json and the safetensors files",
         )
     weight_files(path)
-    return ModelSource(path, path.resolve().name, None)
+    return ModelSource(path, name, None)
 
 
 def _from_hub(model_id: str, revision: str | None) -> ModelSource:

@@ -31,6 +31,7 @@ from divprune.runtime.directory.atomic_directory import (
 )
 from divprune.runtime.directory.file_hash import hash_file
 from divprune.runtime.directory.manifest import MANIFEST_NAME, FileRecord
+from divprune.runtime.directory.path_text import check_utf8
 from divprune.runtime.errors import DivPruneError, EngineDirectoryError, OptionError
 from divprune.runtime.memory import format_bytes
 
@@ -85,6 +86,7 @@ def check_target(target: Path, *, force: bool) -> None:
     """
     with _output_errors(target):
         target = target.resolve()
+        check_utf8(target, "--output", "choose another --output")
         if not target.name:
             raise _refusal(target, "is the root directory", found="/")
         if not target.exists():

@@ -22,7 +22,7 @@ def longest_sequence(config: Any) -> int:
     """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    no_layer_uses_it = bool(kinds) and "sliding_attention" not in kinds
+    no_layer_uses_it = kinds and "sliding_attention" not in kinds
     most = int(config.max_position_embeddings)
     return most if window is None or no_layer_uses_it else min(most, int(window))
 

@@ -174,11 +174,12 @@ def _check_inputs(
     from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.inputs.image_loading import load_image
     from divprune.runtime.reports.bench.picture import built_in_picture
-    from divprune.runtime.reports.bench.workload import choose_keeps
+    from divprune.runtime.reports.bench.workload import check_prompt_tokens, choose_keeps
 
     image = load_image(arguments.image) if arguments.image else built_in_picture()
     directory = EngineDirectory.open(arguments.engine_dir, max_seq_len=arguments.max_seq_len)
     choose_keeps(directory.manifest, options.keeps)
+    check_prompt_tokens(directory.manifest, options.prompt_tokens)
     return image, directory
 
 

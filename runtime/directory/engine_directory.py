@@ -17,17 +17,19 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from divprune.runtime.directory.bounded_json import read_bounded
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.directory.file_hash import HashCache
 from divprune.runtime.directory.limits import shorten_cache
 from divprune.runtime.directory.manifest import MANIFEST_NAME, FileRecord, Manifest
 from divprune.runtime.directory.manifest_json import RE_EXPORT
+from divprune.runtime.directory.path_text import check_utf8
 from divprune.runtime.errors import EngineDirectoryError, OptionError
 
-__all__ = ["EngineDirectory", "export_command"]
+__all__ = ["EngineDirectory", "read_manifest"]
 
 _WRITE = (
     "name the directory that divprune-export wrote, or write one: "
-    "divprune-export --model MODEL --output ENGINE_DIR"
+    "divprune-export --model MODEL --keep KEEP --output ENGINE_DIR"
 )
 _MAX_MANIFEST_BYTES = 16 << 20
 _PARTIAL = re.compile(r"\..+\.(partial|old)-[0-9a-f]+")
@@ -80,9 +82,9 @@ class EngineDirectory:
         if verify not in ("cached", "full"):
             raise OptionError("--verify is unknown", expected="cached or full", found=verify)
         root = _existing_directory(Path(path))
-        manifest = _read_manifest(root)
+        manifest = read_manifest(root)
         limited = shorten_cache(manifest, max_seq_len)
-        fix = export_command(root, manifest)
+        fix = export_command(manifest, root)
         for relative, record in manifest.files.items():
             _check_size(root, relative, record, fix)
         _check_listed(root, manifest, fix)
@@ -116,12 +118,13 @@ class EngineDirectory:
                 f"{self.path}: the export has no file {relative}",
                 expected=f"one of {', '.join(sorted(self.manifest.files))}",
                 found=relative,
-                fix=export_command(self.path, self.manifest),
+                fix=export_command(self.manifest, self.path),
             )
         return self.path / relative
 
 
 def _existing_directory(path: Path) -> Path:
+    check_utf8(path, "ENGINE_DIR", "rename it")
     expected = f"a directory with {MANIFEST_NAME}, as divprune-export writes it"
     try:
         root = path.resolve(strict=True)
@@ -144,9 +147,14 @@ def _existing_directory(path: Path) -> Path:
     return root
 
 
-def _read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Path) -> Manifest:
+    """The checked manifest of a directory, whose files nobody has looked at yet.
+
+    Raises:
+        EngineDirectoryError: if it is missing, damaged, too large or of another version.
+    """
     path = _regular_file(root, MANIFEST_NAME, _WRITE)
-    fix = f"divprune-export --model MODEL --output {shlex.quote(str(root))} --force"
+    fix = f"divprune-export --model MODEL --keep KEEP --output {shlex.quote(str(root))} --force"
     try:
         content = read_bounded(path, _MAX_MANIFEST_BYTES, fix=fix)
         return Manifest.from_json(content.decode("utf-8"))
@@ -262,44 +270,3 @@ def _check_hash(
             found=f"SHA-256 {digest}",
             fix=f"copy the directory again, or {fix}",
         )
-
-
-def _quant_options(manifest: Manifest) -> dict[str, str | None]:
-    """Those that a quantised checkpoint does not need are left out."""
-    options = {
-        "--vision-quant": manifest.vision_quant,
-        "--prefill-quant": manifest.prefill_quant,
-    }
-    if manifest.quant is not None and manifest.quant.method not in ("awq", "gptq"):
-        options |= {"--quant": manifest.quant.scheme, "--quant-method": manifest.quant.method}
-    return options
-
-
-def export_command(root: Path, manifest: Manifest) -> str:
-    """The command that writes the directory anew as it was."""
-    parameters = manifest.selector.parameters
-    flags = {name: str(parameters[name]) for name in ("seed", "layer", "tau") if name in parameters}
-    options = {
-        "--model": manifest.model.id,
-        "--revision": manifest.model.revision,
-        "--selector": manifest.selector.name,
-        **{f"--{name}": value for name, value in flags.items()},
-        "--keep": str(manifest.selector.keep) if manifest.selector.keep else None,
-        "--positions": manifest.selector.positions,
-        "--target": manifest.target,
-        "--dtype": manifest.dtype,
-        **_quant_options(manifest),
-        "--max-seq-len": str(manifest.max_seq_len),
-        "--max-image-tokens": str(manifest.dims["tokens"].maximum)
-        if manifest.has_variable_tokens
-        else None,
-        "--max-weight-mib": None
-        if manifest.max_weight_mib is None
-        else str(manifest.max_weight_mib),
-        "--output": str(root),
-    }
-    words = ["divprune-export"]
-    for option, value in options.items():
-        words += [option, value] if value is not None else []
-    words += [] if manifest.baseline else ["--no-baseline"]
-    return shlex.join([*words, "--force"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.directory.keep import AutoKeep, exported_count, kept_count, parse_keep
 from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
 
@@ -22,7 +22,6 @@ __all__ = [
     "KeepRule",
     "KeptTokens",
     "resolve_keep",
-    "selector_flags",
     "take_kept",
 ]
 
@@ -167,14 +166,14 @@ def _count(manifest: Manifest, keep: float | None, num_tokens: int) -> int:
             "--keep is larger than what this engine directory was exported with",
             expected=f"at most {selector.keep:g} ({most} tokens)",
             found=f"{keep:g} ({count} of {num_tokens} tokens)",
-            fix=_export_command(manifest, keep),
+            fix=export_command(manifest, keep=keep),
         )
     elif not selector.nested:
         raise OptionError(
             f"selector {selector.name} cannot keep fewer tokens than it was exported with",
             expected=f"{selector.keep:g} ({most} tokens)",
             found=f"{keep:g} ({count} tokens)",
-            fix=_export_command(manifest, keep),
+            fix=export_command(manifest, keep=keep),
         )
     return count
 
@@ -198,22 +197,5 @@ def _require_baseline(manifest: Manifest, keep: float, num_tokens: int) -> None:
         "this engine directory was exported without the baseline that keeps every token",
         expected=f"--keep of at most {selector.keep:g}",
         found=f"{keep:g} ({num_tokens} of {num_tokens} tokens)",
-        fix=f"{_export_command(manifest, selector.keep)}, without --no-baseline",
+        fix=export_command(manifest, baseline=True),
     )
-
-
-def _export_command(manifest: Manifest, keep: float) -> str:
-    words = ["divprune-export", "--model", manifest.model.id, *selector_flags(manifest, keep)]
-    return shlex.join(words)
-
-
-def selector_flags(manifest: Manifest, keep: float) -> list[str]:
-    """Flags of ``divprune-export`` for the selector that a directory has; keep 0 takes none."""
-    selector = manifest.selector
-    words = ["--keep", f"{keep:g}"] if keep else []
-    if selector.name != "divprune":
-        words += ["--selector", selector.name]
-    for flag in ("seed", "layer", "tau"):
-        if flag in selector.parameters:
-            words += [f"--{flag}", f"{selector.parameters[flag]}"]
-    return words

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from divprune.runtime.directory.engine_directory import export_command
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.directory.onnxruntime_library import import_onnxruntime
 from divprune.runtime.errors import BackendError, EngineDirectoryError
 from divprune.runtime.memory import page_out
@@ -67,7 +66,7 @@ def require_onnxruntime(directory: EngineDirectory, device: str) -> ModuleType:
             f"ONNX Runtime does not run graphs of dialect {manifest.dialect!r} on {device}",
             expected=" or ".join(_DIALECTS[device]),
             found=f"{manifest.dialect} (target {manifest.target})",
-            fix=f"divprune-export --model {shlex.quote(manifest.model.id)} --target onnxruntime",
+            fix=export_command(manifest, target="onnxruntime"),
         )
     _require_version(onnxruntime.__version__, manifest.requires.get("onnxruntime", "0"), device)
     _require_provider(onnxruntime, device, install)
@@ -211,7 +210,7 @@ def require_precision(directory: EngineDirectory) -> None:
         f"ONNX Runtime has no CUDA kernels for {' and '.join(found)}",
         expected="--dtype fp16, with --quant int4 or without",
         found=f"exported with {' '.join(found)}",
-        fix=f"{export_command(output, mended)}, or ask for --device cpu",
+        fix=f"{export_command(mended, output)}, or ask for --device cpu",
     )
 
 

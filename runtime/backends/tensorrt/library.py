@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.backends.tensorrt.install_hint import install_command
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def require_tensorrt(manifest: Manifest) -> TensorRT:
             f"an engine directory of target {manifest.target} has nothing to do with TensorRT",
             expected="target " + ", ".join(TENSORRT_TARGETS),
             found=manifest.target,
-            fix=f"{_export(manifest, 'tensorrt')}; divprune-run needs no build for this one",
+            fix=f"{export_command(manifest, target='tensorrt')}; divprune-run needs no build for"
+            " this one",
         )
     name = TENSORRT_TARGETS[manifest.target]
     try:
@@ -98,7 +99,7 @@ def _require_version(library: TensorRT, manifest: Manifest) -> None:
             f"{library.title} does not run graphs of dialect {manifest.dialect!r}",
             expected="dialect onnx or delta",
             found=f"{manifest.dialect} (target {manifest.target})",
-            fix=_export(manifest, manifest.target),
+            fix=export_command(manifest),
         )
     if version_numbers(library.version) >= version_numbers(minimum):
         return
@@ -107,11 +108,6 @@ def _require_version(library: TensorRT, manifest: Manifest) -> None:
         f"{_TITLES[library.name]} is too old for this engine directory",
         expected=f"{_TITLES[library.name]} {minimum} or newer (dialect {manifest.dialect})",
         found=library.version,
-        fix=f"{_export(manifest, 'jetpack6')}, which TensorRT 10.3 takes" if older
+        fix=f"{export_command(manifest, target='jetpack6')}, which TensorRT 10.3 takes" if older
         else install_command(library.name),
     )  # fmt: skip
-
-
-def _export(manifest: Manifest, target: str) -> str:
-    model, keep = shlex.quote(manifest.model.id), f"{manifest.selector.keep:g}"
-    return f"divprune-export --model {model} --keep {keep} --target {target}"

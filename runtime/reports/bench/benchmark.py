@@ -30,6 +30,7 @@ from divprune.runtime.reports.bench.sensors import choose_sensors, open_jetson
 from divprune.runtime.reports.bench.watch import watch_memory, watch_power
 from divprune.runtime.reports.bench.workload import (
     BenchOptions,
+    check_prompt_tokens,
     choose_keeps,
     common_limit,
     pad_prompt,
@@ -142,6 +143,7 @@ def _define_work(
 ) -> tuple[Work, list[str]]:
     prompt = options.prompt
     if options.prompt_tokens is not None:
+        check_prompt_tokens(pipeline.manifest, options.prompt_tokens)
         prompt = pad_prompt(prompt, options.prompt_tokens, pipeline.count_text_tokens)
     text_tokens = pipeline.count_text_tokens(prompt)
     limit, notes = common_limit(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
 
-__all__ = ["BenchOptions", "choose_keeps", "common_limit", "pad_prompt"]
+__all__ = [
+    "BenchOptions",
+    "check_prompt_tokens",
+    "choose_keeps",
+    "common_limit",
+    "pad_prompt",
+]
 
 _FILLER = " and"
 
@@ -149,6 +155,21 @@ def common_limit(
     if limit == max_new_tokens:
         return limit, []
     return limit, [f"{limit} new tokens instead of {max_new_tokens}: the cache has no more room"]
+
+
+def check_prompt_tokens(manifest: Manifest, wanted: int | None) -> None:
+    """Check that a prompt of that many tokens is not too long for any fraction.
+
+    Raises:
+        OptionError: before anything of that length is made.
+    """
+    if wanted is not None and wanted > manifest.max_prefill_len:
+        raise OptionError(
+            "--prompt-tokens is more than this directory takes",
+            expected=f"at most {manifest.max_prefill_len}, visual tokens included",
+            found=wanted,
+            fix=f"--prompt-tokens {manifest.max_prefill_len // 2}, or leave it out",
+        )
 
 
 def pad_prompt(prompt: str, wanted: int, count_tokens: Callable[[str], int]) -> str:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divprune.configs import list_presets, load_preset, suggest_preset
+from divprune.configs import list_presets, load_preset, refuse_ambiguous, suggest_preset
 from divprune.runtime.directory.bounded_json import read_json_object
+from divprune.runtime.directory.engine_directory import read_manifest
 from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
 from divprune.runtime.directory.quant_scheme import parse_scheme
-from divprune.runtime.errors import CheckpointError, EngineDirectoryError, OptionError
+from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.families import read_dimensions
 from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
@@ -49,6 +50,7 @@ def find_model(model: str) -> PlannedModel:
         UnsupportedError: for another architecture.
     """
     if model in list_presets():
+        refuse_ambiguous(model, f"divprune-plan ./{model}", "call it in another folder")
         preset = load_preset(model)
         return PlannedModel(read_dimensions(model, preset.config), preset.recommended_keep)
     path = Path(model).expanduser()
@@ -99,10 +101,7 @@ def _from_directory(path: Path) -> PlannedModel:
     file = path / MANIFEST_NAME
     if not file.is_file():
         return PlannedModel(read_dimensions(str(path), _read_config(path / "config.json")))
-    try:
-        manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise EngineDirectoryError(f"{file} is not text", found=error) from error
+    manifest = read_manifest(path.resolve())
     return PlannedModel(dimensions_of(manifest), manifest.selector.keep or None, manifest)
 
 

@@ -23,6 +23,7 @@ from divprune.configs import list_presets
 from divprune.export.checkpoint.checkpoint import Checkpoint
 from divprune.export.checkpoint.source import resolve_model, weight_files
 from divprune.runtime.errors import CheckpointError, OptionError
+from divprune.runtime.reports.plan.source import find_model
 from tests.checkpoints import write_hub_cache, write_tiny_checkpoint
 
 HUB_ID = "llava-hf/llava-1.5-7b-hf"
@@ -110,10 +111,56 @@ def test_repository_without_safetensors_gives_the_conversion(hf_home: Path, tiny
 # Directories
 
 
-def test_directory_is_named_after_itself(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_at_hand_is_named_by_its_path(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tiny)
     source = resolve_model(".")
-    assert (source.path, source.model_id, source.revision) == (Path(), "tiny", None)
+    assert (source.path, source.model_id, source.revision) == (Path(), str(tiny), None)
+
+
+@pytest.mark.parametrize("given", ["tiny", "./tiny", "org/name", "../here/tiny", "~/tiny", "{}"])
+def test_a_directory_keeps_the_name_that_it_was_given_and_is_found_by_it_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    here = tmp_path / "here"
+    for name in ("tiny", "org/name"):
+        shutil.copytree(tiny, here / name)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    given = given.format(here / "tiny")
+    source = resolve_model(given)
+    assert source.model_id.removeprefix("./") == given.removeprefix("./")
+    assert source.model_id.startswith(("./", "../", "~/", "/"))
+    assert resolve_model(source.model_id).path.samefile(source.path)
+
+
+@pytest.mark.parametrize("kind", ["config.json", "adapter_config.json", "manifest.json"])
+def test_a_preset_and_a_directory_of_one_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "llava-1.5-7b").mkdir()
+    (tmp_path / "llava-1.5-7b" / kind).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match=r"(?s)preset, and.*--model \./llava-1\.5-7b.*llava-hf/"):
+        resolve_model("llava-1.5-7b")
+    with pytest.raises(OptionError, match=r"(?s)preset, and.*divprune-plan \./llava-1\.5-7b"):
+        find_model("llava-1.5-7b")
+
+
+def test_another_directory_called_like_a_preset_is_nothing_to_tell_it_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llava-1.5-7b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_model("llava-1.5-7b").keep is not None
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"m\xff")
+    odd.mkdir()
+    with pytest.raises(OptionError, match=r"(?s)UTF-8.*rename it"):
+        resolve_model(str(odd))
 
 
 def test_tilde_means_the_home_directory(

@@ -213,6 +213,14 @@ def test_file_in_the_place_of_the_target_is_refused(target: Path, force: bool):
     assert target.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"a/\xe4", b"\xc3", b"\xed\xa0\x80", b"\xf8/b"])
+def test_a_name_that_is_not_utf8_is_refused_before_the_export_begins(tmp_path: Path, name: bytes):
+    target = tmp_path / os.fsdecode(name)
+    with pytest.raises(OptionError, match=r"(?s)not text in UTF-8.*LC_ALL=C.UTF-8"):
+        export(target)
+    assert names(tmp_path) == []
+
+
 def test_root_directory_is_refused():
     with pytest.raises(OptionError, match="root directory"):
         export(Path("/"), force=True)

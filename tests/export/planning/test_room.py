@@ -41,7 +41,7 @@ def test_a_sequence_is_as_long_as_positions_and_the_window_of_some_layer(config,
 
 @pytest.fixture
 def with_window(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[int | None], Path]:
-    """A checkpoint of 49 visual tokens (5 at keep 0.1), whose prompt takes 32 tokens beside them."""
+    """A checkpoint of 49 visual tokens (5 at keep 0.1), with a prompt of 32 more."""
 
     def write(window: int | None) -> Path:
         copy = shutil.copytree(checkpoint("clip-mistral-hub-gqa1"), tmp_path / "checkpoint")
@@ -108,4 +108,5 @@ def test_an_export_follows_its_own_advice(with_window, tmp_path):
         export_model(ExportOptions(**options, verify=False))
     advice = _options_of(refused.value.fix)
     written = export_model(ExportOptions(**options, verify=False, **advice))
-    assert written.manifest.max_seq_len == 64 and not written.manifest.baseline
+    assert written.manifest.max_seq_len == 64
+    assert not written.manifest.baseline

@@ -384,3 +384,11 @@ def test_a_manifest_of_100_gigabytes_is_not_read(engine: Path):
     with (engine / "manifest.json").open("ab") as file:
         file.truncate(100 * 10**9)
     assert "too large" in refusal(engine)
+
+
+def test_a_directory_whose_name_is_not_utf8_is_to_be_renamed(engine_dir: Path, tmp_path: Path):
+    odd = tmp_path / os.fsdecode(b"e\xff")
+    shutil.copytree(engine_dir, odd)
+    with pytest.raises(OptionError, match=r"(?s)not text in UTF-8.*rename it"):
+        EngineDirectory.open(odd)
+    EngineDirectory.open(odd.rename(tmp_path / "e"))

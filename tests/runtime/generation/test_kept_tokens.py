@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from divprune.runtime.backends import ImageFeatures
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.directory.manifest import DimRange, Manifest
 from divprune.runtime.errors import NumericalError, OptionError, UnsupportedError
@@ -75,12 +76,15 @@ def test_keep_above_the_exported_names_the_export_command(manifest):
         resolve_keep(manifest, 0.5)
     assert caught.value.expected == "at most 0.4 (4 tokens)"
     assert caught.value.found == "0.5 (5 of 10 tokens)"
-    assert caught.value.fix == "divprune-export --model some/model --keep 0.5"
+    assert caught.value.fix == export_command(manifest, keep=0.5)
+    assert "--model some/model --selector divprune --keep 0.5" in caught.value.fix
 
 
 def test_keep_1_without_the_baseline_names_the_option_that_left_it_out(manifest):
-    with pytest.raises(OptionError, match=r"(?s)baseline.*without --no-baseline"):
+    with pytest.raises(OptionError, match="without the baseline") as caught:
         resolve_keep(with_changes(manifest, baseline=False), 1.0)
+    assert caught.value.fix == export_command(manifest, baseline=True)
+    assert "--no-baseline" not in caught.value.fix
 
 
 def test_an_export_that_keeps_all_tokens_needs_no_baseline(manifest):
@@ -90,7 +94,7 @@ def test_an_export_that_keeps_all_tokens_needs_no_baseline(manifest):
 
 def test_a_smaller_keep_is_refused_where_the_order_is_not_nested(manifest):
     loose = with_changes(manifest, selector__nested=False, selector__name="other")
-    with pytest.raises(OptionError, match=r"(?s)cannot keep fewer.*--keep 0.2 --selector other"):
+    with pytest.raises(OptionError, match=r"(?s)cannot keep fewer.*--selector other --keep 0.2"):
         resolve_keep(loose, 0.2)
     assert resolve_keep(loose, 0.4) == 4
     assert resolve_keep(loose, 1.0) == 10

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.errors import OptionError, PromptError, UnsupportedError
 from divprune.runtime.reports.bench.workload import (
+    check_prompt_tokens,
     choose_keeps,
     common_limit,
     pad_prompt,
@@ -76,6 +79,17 @@ def test_a_filler_word_of_several_tokens_ends_just_below(wanted, tokens):
         return 3 + tokens * (len(text.split()) - 1)
 
     assert wanted - tokens < count(pad_prompt("what", wanted, count)) <= wanted
+
+
+@pytest.mark.parametrize("wanted", [50, 51, 10**6, 10**9, 2**63])
+def test_a_prompt_that_no_cache_holds_is_refused_before_it_is_made(wanted):
+    manifest = example_manifest()
+    assert manifest.max_prefill_len < 50
+    with pytest.raises(OptionError, match="--prompt-tokens is more") as refused:
+        check_prompt_tokens(manifest, wanted)
+    (advised,) = re.findall(r"\d+", refused.value.fix)
+    check_prompt_tokens(manifest, int(advised))
+    check_prompt_tokens(manifest, None)
 
 
 def test_a_prompt_that_is_longer_already_is_refused_with_its_length():

@@ -91,7 +91,8 @@ def test_a_sample_that_cannot_be_answered_is_counted_and_the_rest_goes_on(model,
     with caplog.at_level(logging.WARNING):
         answers = model.generate_until(_requests(model, [good, bad, good]))
     assert answers == [right, "", right]
-    assert "task/test, sample 1" in caplog.text and "1 of 3 samples" in caplog.text
+    assert "task/test, sample 1" in caplog.text
+    assert "1 of 3 samples" in caplog.text
 
 
 def test_a_sample_without_a_picture_is_answered_as_text(model):
