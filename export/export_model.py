@@ -31,7 +31,7 @@ from divprune.export.vision.graphs import write_vision_graphs
 from divprune.runtime.directory.manifest import GraphSpec
 from divprune.runtime.errors import UnsupportedError
 from divprune.runtime.generation.generation_config import load_token_rules
-from divprune.runtime.inputs.chat_template import ChatTemplate
+from divprune.runtime.inputs.chat_template import ChatTemplate, read_template
 from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.prompt import build_prompt
 from divprune.runtime.inputs.tokenization import TextTokenizer
@@ -145,7 +145,7 @@ def _check_prompt(plan: ExportPlan, directory: Path) -> int:
     """Make a prompt the way the runtime will; its length without visual tokens."""
     load_token_rules(directory / "generation_config.json")
     tokenizer = TextTokenizer.from_dir(directory)
-    source = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    source = read_template(directory / "chat_template.jinja")
     picture = plan.runtime_family.prepare_image(Image.new("RGB", (640, 480)))
     prompt = build_prompt(
         read_messages(question("Describe the image.", [b"picture"])),

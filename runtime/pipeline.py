@@ -33,7 +33,7 @@ from divprune.runtime.generation.rows import PromptRows, prune_prompt
 from divprune.runtime.generation.sampling import Sampler, SamplingOptions
 from divprune.runtime.generation.stop_text import validate_stop
 from divprune.runtime.generation.stopwatch import Stopwatch
-from divprune.runtime.inputs.chat_template import ChatTemplate
+from divprune.runtime.inputs.chat_template import ChatTemplate, read_template
 from divprune.runtime.inputs.messages import Medium, question, read_messages
 from divprune.runtime.inputs.prompt import Prompt, build_prompt
 from divprune.runtime.inputs.tokenization import TextTokenizer
@@ -82,7 +82,7 @@ class Pipeline:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             directory.file(name)  # refused if nobody has checked it
         self._tokenizer = TextTokenizer.from_dir(directory.path)
-        template = directory.file("chat_template.jinja").read_text(encoding="utf-8")
+        template = read_template(directory.file("chat_template.jinja"))
         video_template = self.manifest.model.facts.get("video_template") or template
         specials = self._tokenizer.special_tokens
         self._template = ChatTemplate(template, specials)

@@ -15,6 +15,7 @@ from divprune.export.checkpoint.checkpoint import EMBEDDINGS
 from divprune.export.checkpoint.preprocessing import no_tokenizer, read_preprocessor_config
 from divprune.export.checkpoint.source import read_json_if_there
 from divprune.export.checkpoint.weights import WeightSource
+from divprune.runtime.directory.bounded_json import MAX_JSON_BYTES, read_bounded
 from divprune.runtime.errors import CheckpointError
 from divprune.runtime.generation.generation_config import describe_left_out
 
@@ -135,7 +136,7 @@ def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bounded(path, MAX_JSON_BYTES, error=CheckpointError).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text", found=error) from error
 

@@ -67,6 +67,7 @@ LIVE_SLOTS, LIVE_LENGTH = "live_slots", "live"
 
 _DIALECTS = ("ort", "onnx", "delta")
 _WEIGHT_DTYPES = ("fp16", "fp32")
+_PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,12 @@ class Manifest:
                 check_one_of(field, value, ("int8",))
         check_at_least("max_prefill_len", self.max_prefill_len, 1)
         check_at_least("max_seq_len", self.max_seq_len, self.max_prefill_len)
+        most = self.model.max_position_embeddings
+        check(self.max_seq_len <= most, "max_seq_len", f"at most {most}", self.max_seq_len)
         if self.max_weight_mib is not None:
             check_at_least("max_weight_mib", self.max_weight_mib, 1)
         for package, version in self.requires.items():
+            check_one_of("requires", package, _PACKAGES)
             check_version(f"requires.{package}", version)
         for path in self.files:
             check_relative(f"files.{path}", path)
@@ -130,6 +134,7 @@ class Manifest:
             known = graph.path in self.files
             check(known, f"graphs.{name}.path", "a path that is in files", graph.path)
 
+        _check_counts(self)
         if self.selector.inside_llm:
             _check_split(self)
 
@@ -226,6 +231,17 @@ def _with_cache_length(tensors: tuple[TensorSpec, ...], slots: int) -> tuple[Ten
         replace(tensor, shape=tuple(slots if dim == CACHE_LENGTH else dim for dim in tensor.shape))
         for tensor in tensors
     )
+
+
+def _check_counts(manifest: Manifest) -> None:
+    """The selector's counts are those of the graph that selects, where its shape says so."""
+    if "vision" not in manifest.graphs:
+        return
+    shapes = {tensor.name: tensor.shape for tensor in manifest.graphs["vision"].outputs}
+    for field, name in (("num_image_tokens", "image_features"), ("num_kept", "selection_order")):
+        size = (shapes.get(name) or ("any",))[0]
+        found = getattr(manifest.selector, field)
+        check(isinstance(size, str) or size == found, f"selector.{field}", size, found)
 
 
 def _check_split(manifest: Manifest) -> None:

@@ -201,7 +201,8 @@ class SelectorInfo:
     parameters: dict[str, Any]
 
     def __post_init__(self) -> None:
-        check_text("name", self.name)
+        plain = re.fullmatch(r"\w[\w.-]*", self.name)
+        check(plain, "name", "letters, digits, '_', '.' and '-'", repr(self.name))
         check_at_least("version", self.version, 1)
         none = self.inside_llm and self.num_kept == 0
         check(self.keep == 0 if none else 0 < self.keep <= 1, "keep", "0 < keep <= 1", self.keep)

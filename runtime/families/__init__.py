@@ -6,13 +6,13 @@ entry is the family's, what it points to is its class.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
+from divprune.runtime.directory.bounded_json import read_json_object
 from divprune.runtime.directory.config_ranges import check_config
 from divprune.runtime.errors import CheckpointError, EngineDirectoryError, UnsupportedError
 from divprune.runtime.families.protocol import (
@@ -98,16 +98,24 @@ def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
 def load_family(directory: EngineDirectory) -> Family:
     """The family of an engine directory, bound to what the export wrote for it."""
     manifest = directory.manifest
-    text = directory.file("preprocessor_config.json").read_text(encoding="utf-8")
+    fix = "export the model again with divprune-export"
+    preprocessor = read_json_object(directory.file("preprocessor_config.json"), fix=fix)
     limit = manifest.dims.get("tokens")
     try:
         return family_class(manifest.model.family).from_facts(
-            manifest.model.facts, json.loads(text), None if limit is None else limit.maximum
+            manifest.model.facts, preprocessor, None if limit is None else limit.maximum
         )
     except CheckpointError as error:
         raise EngineDirectoryError(
             f"the files of this engine directory disagree: {error.what}",
             expected=error.expected,
             found=error.found,
-            fix="export the model again with divprune-export",
+            fix=fix,
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EngineDirectoryError(
+            f"{manifest.model.family} cannot use what the files of this engine directory say",
+            expected="model.facts and a configuration as the export wrote them",
+            found=f"{type(error).__name__}: {error}",
+            fix=fix,
         ) from error

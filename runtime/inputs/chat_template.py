@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -19,12 +20,25 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
+from divprune.runtime.directory.bounded_json import read_bounded
 from divprune.runtime.errors import PromptError
 from divprune.runtime.inputs.template_limits import MAX_LENGTH, BoundedEnvironment
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "read_template"]
 
 _FIX = "repair chat_template.jinja in the checkpoint and export again"
+
+
+def read_template(path: Path) -> str:
+    """The text of a template's file.
+
+    Raises:
+        PromptError: if it is no plain file, too long, or no text.
+    """
+    try:
+        return read_bounded(path, MAX_LENGTH, error=PromptError, fix=_FIX).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path} is not UTF-8 text", found=error, fix=_FIX) from error
 
 
 class ChatTemplate:

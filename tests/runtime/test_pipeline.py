@@ -409,7 +409,7 @@ def test_a_keep_above_the_exported_is_refused_before_the_vision_graph_runs(pipel
 
 def test_keep_1_without_the_baseline_is_refused(engine_dir, loaded, tmp_path, picture):
     pipeline = changed(engine_dir, tmp_path / "e", loaded, baseline=False)
-    with pytest.raises(OptionError, match="--no-baseline"):
+    with pytest.raises(OptionError, match="without the baseline"):
         pipeline.generate(picture, QUESTION, keep=1.0)
 
 

@@ -168,11 +168,8 @@ def test_numbers_where_nothing_is_selected_are_refused(engine_dir, picture, tmp_
 
 def test_an_overlay_without_a_known_grid_is_refused(engine_dir, picture, tmp_path, capsys):
     manifest = read_manifest(engine_dir)
-    copy = copy_engine(
-        engine_dir,
-        tmp_path / "e",
-        selector__num_image_tokens=manifest.selector.num_image_tokens + 3,
-    )
+    facts = {**manifest.model.facts, "num_tokens": manifest.selector.num_image_tokens + 3}
+    copy = copy_engine(engine_dir, tmp_path / "e", model__facts=facts)
     err = refused(capsys, copy, picture, "--overlay", tmp_path / "out.png")
     assert "disagree about the number of visual tokens" in err
 
@@ -334,7 +331,7 @@ def test_a_keep_above_the_exported_names_the_export_command(engine_dir, picture,
 
 def test_keep_1_without_the_baseline_is_refused(engine_dir, picture, tmp_path, capsys):
     copy = copy_engine(engine_dir, tmp_path / "e", baseline=False)
-    assert "--no-baseline" in refused(capsys, copy, picture, "--keep", "1.0")
+    assert "without the baseline" in refused(capsys, copy, picture, "--keep", "1.0")
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(engine_dir, picture, capsys):

@@ -269,11 +269,10 @@ def _matches(
     found_dtype: str,
     found_shape: tuple[int | str | None, ...],
 ) -> bool:
-    """Same type and rank, and no fixed dimension that is fixed to something else."""
+    """Same type and rank, and what the graph fixes is fixed to the same number."""
     if dtype != found_dtype or len(shape) != len(found_shape):
         return False
-    pairs = zip(shape, found_shape, strict=True)
-    return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+    return all(a == b for a, b in zip(shape, found_shape, strict=True) if isinstance(b, int))
 
 
 def _other_graph(path: str, expected: str, found: object) -> EngineDirectoryError:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from divprune.runtime.directory.bounded_json import MAX_JSON_BYTES, read_bounded
 from divprune.runtime.reports.bench.layout import format_keep, format_ms, stage_label
 from divprune.runtime.reports.bench.report import STAGES, Report, ReportError, Run
 from divprune.runtime.reports.tables import Table
@@ -23,8 +24,8 @@ def read_report(path: Path) -> Report:
         ReportError: if it cannot be read or is no report.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path, MAX_JSON_BYTES, error=ReportError).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise ReportError(
             f"{path} cannot be read", expected="a JSON report of divprune-bench", found=error
         ) from error

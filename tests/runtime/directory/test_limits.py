@@ -124,7 +124,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(manifest):
 def test_original_positions_end_where_the_model_has_no_more(manifest):
     # 2 pictures x 6 removed tokens still take their positions
     spread = with_changes(
-        manifest, selector__positions="original", model__max_position_embeddings=45
+        manifest, selector__positions="original", max_seq_len=45, model__max_position_embeddings=45
     )
     assert limit(spread, max_new_tokens=99, next_position=42) == 45 - 30 - 12
     with pytest.raises(PromptError, match=r"(?s)no room.*at most 32 tokens"):

@@ -20,8 +20,9 @@ from divprune.runtime.directory.manifest import (
     TensorSpec,
     TowerInfo,
 )
-from divprune.runtime.directory.manifest_json import checksum
+from divprune.runtime.directory.manifest_json import FieldError, checksum
 from divprune.runtime.errors import EngineDirectoryError, printable
+from tests.runtime.example_manifest import example_manifest, with_changes
 
 RECORD = FileRecord(sha256="0123456789abcdef" * 4, size=3)
 
@@ -157,7 +158,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 image_token_id=st.integers(0, 1 << 20),
                 video_token_id=st.none() | st.integers(0, 1 << 20),
                 position_axes=st.sampled_from([1, 3]),
-                max_position_embeddings=counts,
+                max_position_embeddings=st.integers(20_000, 1 << 40),
                 num_heads=counts,
                 intermediate_size=counts,
                 tower=st.builds(TowerInfo, *[counts] * 8),
@@ -165,7 +166,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             ),
             selector=st.builds(
                 SelectorInfo,
-                name=text,
+                name=st.from_regex(r"[a-z]\w*[\w.-]{0,8}", fullmatch=True),
                 version=counts,
                 keep=st.floats(0, 1, exclude_min=True),
                 num_image_tokens=st.integers(num_kept, 10_000),
@@ -202,7 +203,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
             max_prefill_len=st.just(max_prefill_len),
             max_seq_len=st.integers(max_prefill_len, 20_000),
             max_weight_mib=st.none() | st.integers(1, 4096),
-            requires=st.dictionaries(text, versions, max_size=2),
+            requires=st.dictionaries(
+                st.sampled_from(["onnxruntime", "tensorrt", "tensorrt-rtx"]), versions
+            ),
             tools=st.dictionaries(text, text, max_size=2),
             files=st.just(files),
         )
@@ -428,3 +431,35 @@ def test_no_token_can_be_kept_inside_the_llm_only_and_then_keep_is_0():
     assert "selector.num_kept" in refusal_of({"selector/num_kept": 0})
     assert "selector.keep" in refusal_of({"selector/num_kept": 0, "selector/keep": 0.0})
     assert "selector.keep" in refusal_of({**SPLIT, "selector/keep": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"max_seq_len": 2**31}, "max_seq_len"),
+        ({"model__max_position_embeddings": 49}, "max_seq_len"),
+        ({"max_prefill_len": 51}, "max_seq_len"),
+        ({"selector__num_kept": 3}, "selector.num_kept"),
+        ({"selector__num_image_tokens": 11}, "selector.num_image_tokens"),
+        ({"selector__name": "../../x"}, "name"),
+        ({"selector__name": "a b"}, "name"),
+        ({"selector__name": ""}, "name"),
+        ({"requires": {"onnxzuntime": "1"}}, "requires"),
+        ({"requires": {"onnxruntime": "new"}}, "requires.onnxruntime"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_by_field(changes, field):
+    spec = GraphSpec(
+        "vision/model.onnx",
+        20,
+        (TensorSpec("pixel_values", "float32", (1, 3, 8, 8)),),
+        (
+            TensorSpec("image_features", "float32", (10, 32)),
+            TensorSpec("selection_order", "int64", (4,)),
+        ),
+    )
+    manifest = with_changes(example_manifest(), graphs={"vision": spec})
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    with pytest.raises(FieldError) as refused:
+        with_changes(manifest, **changes)
+    assert refused.value.field == field

@@ -130,7 +130,7 @@ def test_the_command_prints_json(files, capsys):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "cannot be read"),
+        (None, "is missing"),
         (b"\xff\xfe", "cannot be read"),
         (b"{}", "is not a benchmark report"),
         (b'{"schema_version": 2}', "is of a newer version"),
