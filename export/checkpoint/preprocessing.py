@@ -10,6 +10,10 @@ from divprune.runtime.errors import CheckpointError
 
 __all__ = ["load_tokenizer", "no_tokenizer", "read_preprocessor_config"]
 
+# The largest vocabularies have a quarter of a million tokens. Tokenizers counts up to the largest
+# number when it writes its file, whatever lies between.
+_MAX_TOKEN_ID = 1 << 24
+
 
 def load_tokenizer(checkpoint: Path) -> Any:
     """The checkpoint's tokenizer as transformers loads it.
@@ -20,9 +24,13 @@ def load_tokenizer(checkpoint: Path) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # transformers lets errors of many libraries through
         raise no_tokenizer(checkpoint, f"{type(error).__name__}: {error}") from error
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if highest > _MAX_TOKEN_ID:
+        raise no_tokenizer(checkpoint, f"the token {token!r} with the number {highest}")
+    return tokenizer
 
 
 def no_tokenizer(checkpoint: Path, found: str) -> CheckpointError:

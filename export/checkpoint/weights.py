@@ -245,7 +245,7 @@ def check_range(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> None:
             f"{name} overflows fp16",
             expected=f"magnitudes up to {_FP16_MAX:g}",
             found=f"{largest:g} (stored as {str(tensor.dtype).removeprefix('torch.')})",
-            fix="divprune-export ... --dtype fp32",
+            fix="--dtype fp32",
         )
 
 

@@ -135,6 +135,7 @@ class Manifest:
             check(known, f"graphs.{name}.path", "a path that is in files", graph.path)
 
         _check_counts(self)
+        _check_decoders(self)
         if self.selector.inside_llm:
             _check_split(self)
 
@@ -242,6 +243,25 @@ def _check_counts(manifest: Manifest) -> None:
         size = (shapes.get(name) or ("any",))[0]
         found = getattr(manifest.selector, field)
         check(isinstance(size, str) or size == found, f"selector.{field}", size, found)
+
+
+def _check_decoders(manifest: Manifest) -> None:
+    """Positions and caches of the decoder's graphs are those that the runtime will make."""
+    kv, axes, count = manifest.kv_cache, manifest.model.position_axes, 0
+    for name in manifest.llm_graphs:
+        if name not in manifest.graphs:
+            return
+        for tensor in manifest.graphs[name].inputs:
+            if tensor.name == "position_ids":
+                rank = 2 if axes == 1 else 3
+                found = len(tensor.shape)
+                check(found == rank, "model.position_axes", f"that of {found} dimensions", axes)
+            if tensor.name.startswith("past_key_"):
+                count += 1
+                found_sizes = (tensor.shape[1], tensor.shape[3], tensor.dtype)
+                sizes = (kv.num_kv_heads, kv.head_dim, kv.dtype)
+                check(found_sizes == sizes, "kv_cache", found_sizes, sizes)
+    check(count in (0, kv.num_layers), "kv_cache.num_layers", count, kv.num_layers)
 
 
 def _check_split(manifest: Manifest) -> None:

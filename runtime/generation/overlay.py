@@ -183,7 +183,7 @@ def nothing_to_number() -> OptionError:
         "--overlay-numbers has nothing to number",
         expected="a selection of visual tokens",
         found="all tokens kept, without a selection",
-        fix="choose a smaller --keep, or leave --overlay-numbers out",
+        fix="leave --overlay-numbers out, or choose a smaller --keep",
     )
 
 

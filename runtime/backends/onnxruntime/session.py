@@ -269,10 +269,10 @@ def _matches(
     found_dtype: str,
     found_shape: tuple[int | str | None, ...],
 ) -> bool:
-    """Same type and rank, and what the graph fixes is fixed to the same number."""
+    """Same type, rank, numbers and names of dimensions, where the graph has them."""
     if dtype != found_dtype or len(shape) != len(found_shape):
         return False
-    return all(a == b for a, b in zip(shape, found_shape, strict=True) if isinstance(b, int))
+    return all(a == b for a, b in zip(shape, found_shape, strict=True) if b is not None)
 
 
 def _other_graph(path: str, expected: str, found: object) -> EngineDirectoryError:

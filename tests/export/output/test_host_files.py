@@ -384,3 +384,13 @@ def test_image_processor_without_a_type_is_the_models_own(
     found = json.loads((out / "preprocessor_config.json").read_text())["image_processor_type"]
     theirs = type(AutoProcessor.from_pretrained(tiny).image_processor).__name__
     assert found.removesuffix("Pil") == theirs.removesuffix("Fast").removesuffix("Pil")
+
+
+@pytest.mark.parametrize("number", [2**25, 2**31 - 1, 2**31, 2**32 - 1])
+def test_a_vocabulary_with_numbers_beyond_all_use_is_refused_at_once(tiny: Path, number: int):
+    file = tiny / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["<0x0D>"] = number
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=str(number)):
+        load_tokenizer(tiny)

@@ -1,0 +1,30 @@
+"""Every advice in the packages is followed by a test, or stands in a list with the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.advice.covered import COMMANDS, ELSEWHERE, NOT_FOLLOWED
+from tests.advice.sites import ROOT, find_sites
+from tests.advice.tools import site_of
+
+
+def test_every_advice_is_followed_or_in_a_list_with_the_reason():
+    followed = {*COMMANDS.values(), *ELSEWHERE}
+    excused = Counter(key for keys in NOT_FOLLOWED.values() for key in keys)
+    found = {site.key for site in find_sites()}
+    assert found - followed - excused.keys() == set(), "new advice: follow it in a test"
+    assert (followed | excused.keys()) - found == set(), "advice that is no more"
+    assert followed & excused.keys() == set()
+    assert max(excused.values()) == 1
+
+
+def test_the_tests_that_are_named_exist():
+    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
+
+
+def test_an_advice_is_found_by_every_line_of_its_call():
+    sites = find_sites()
+    for site in sites:
+        assert site_of(site.path, site.last, sites) is not None
+        assert site_of(site.path, site.first, sites) is not None

@@ -1,0 +1,163 @@
+"""Run a tool in process, see where its error was made, and do what its ``fix:`` says."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from divprune.runtime.errors import DivPruneError
+from tests.advice.sites import ROOT, Site, find_sites
+
+__all__ = ["Refusal", "attempt", "follow", "site_of"]
+
+_TOOLS = {
+    name: f"divprune.runtime.cli.{name.removeprefix('divprune-')}"
+    for name in (
+        *("divprune-run", "divprune-plan", "divprune-bench", "divprune-eval", "divprune-compare"),
+        *("divprune-batch", "divprune-build", "divprune-serve"),
+    )
+} | {"divprune-export": "divprune.export.cli"}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a tool said.
+
+    Attributes:
+        code: Its exit code.
+        message: All of stderr.
+        fix: The last advice in it; empty without one.
+        keys: Keys of the sites in which errors were made, the last one that of ``fix``.
+    """
+
+    code: int
+    message: str
+    fix: str
+    keys: tuple[str, ...]
+
+
+def attempt(words: list[str], stdin: bytes = b"", *, whole: bool = True) -> Refusal:
+    """Run a tool by its name and arguments; of an export not ``whole``, all but the graphs."""
+    main: Callable[[list[str]], int] = import_module(_TOOLS[words[0]]).main
+    if words[0] == "divprune-export" and not whole:
+        main = _plan_export
+    said = io.StringIO()
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with _recorded() as keys, _piped(stdin), contextlib.redirect_stderr(said), quiet:
+        try:
+            code = main(words[1:])
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    advice = re.findall(r"(?m)^  fix: {6}(.*(?:\n    .*)*)", said.getvalue())
+    return Refusal(code, said.getvalue(), advice[-1] if advice else "", tuple(keys))
+
+
+def _plan_export(words: list[str]) -> int:
+    """Options, checkpoint and cache of an export are checked; nothing is written."""
+    from divprune.export.checkpoint.source import resolve_model
+    from divprune.export.cli import add_arguments, read_options
+    from divprune.export.planning.plan import make_plan
+    from divprune.export.planning.room import check_room
+    from divprune.runtime.cli.main_guard import ToolParser, run_tool
+
+    def body(arguments: argparse.Namespace) -> int:
+        options = read_options(arguments)
+        plan = make_plan(options, resolve_model(options.model))
+        plan.estimated_bytes()  # looks at every matrix that is to be quantised
+        check_room(plan, 32)  # tokens of a short prompt of the small checkpoints
+        return 0
+
+    parser = ToolParser(prog="divprune-export")
+    add_arguments(parser)
+    return run_tool(parser, body, words)
+
+
+def follow(words: list[str], refusal: Refusal) -> list[str]:
+    """The command line as the first of the advised ways has it.
+
+    Raises:
+        ValueError: for advice that is no option and no command: a test of its own follows it.
+    """
+    first = re.split(r",? or |, and |; |, without |, which | if that| keeps ", refusal.fix)[0]
+    if left := re.fullmatch(r"leave (it|--[\w-]+) out.*", first):
+        named = re.search(r"--[\w-]+", refusal.message)
+        assert named is not None
+        return _without(words, named[0] if left[1] == "it" else left[1])
+    if first.startswith("divprune-"):
+        return _command(words, shlex.split(first))
+    if not first.removeprefix("add ").startswith("--"):
+        raise ValueError(f"no option and no command: {first}")
+    changed = words
+    options = re.findall(r"(--[\w-]+)((?: (?!--)(?:'[^']*'|\"[^\"]*\"|\S+))?)", first)
+    for option, value in options:
+        changed = [*_without(changed, option), option, *shlex.split(value)]
+    return changed
+
+
+def _command(words: list[str], advised: list[str]) -> list[str]:
+    """An export is made, and the tool asked again about it; any other command is the new one."""
+    if advised[0] != "divprune-export" or words[0] == "divprune-export":
+        return advised
+    if "--output" not in advised:
+        advised = [*advised, "--output", "advised-engine"]
+    done = attempt([*advised, "--no-verify", "-q"])
+    assert done.code == 0, done.message
+    output = advised[advised.index("--output") + 1]
+    return [words[0], output, *words[2:]]
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    """The words without an option and its value, however often it is there."""
+    while option in words:
+        at = words.index(option)
+        has_value = at + 1 < len(words) and not words[at + 1].startswith("--")
+        words = words[:at] + words[at + 1 + has_value :]
+    return words
+
+
+def site_of(path: str, line: int, sites: list[Site]) -> Site | None:
+    """The innermost call with ``fix=`` at a line of a file."""
+    inside = [s for s in sites if s.path == path and s.first <= line <= s.last]
+    return min(inside, key=lambda s: s.last - s.first, default=None)
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[str]]:
+    """The keys of sites whose errors are made meanwhile."""
+    sites, keys, original = find_sites(), [], DivPruneError.__init__
+
+    def record(self: DivPruneError, what: str, **fields: object) -> None:
+        original(self, what, **fields)  # type: ignore[arg-type]
+        frame = sys._getframe(1)
+        while self.fix is not None and frame is not None:
+            file = Path(frame.f_code.co_filename).resolve()
+            if file.is_relative_to(ROOT):
+                path = file.relative_to(ROOT).as_posix()
+                if site := site_of(path, frame.f_lineno, sites):
+                    keys.append(site.key)
+                    break
+            frame = frame.f_back
+
+    DivPruneError.__init__ = record  # type: ignore[method-assign]
+    try:
+        yield keys
+    finally:
+        DivPruneError.__init__ = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _piped(data: bytes) -> Iterator[None]:
+    before = sys.stdin
+    sys.stdin = io.TextIOWrapper(io.BytesIO(data))
+    try:
+        yield
+    finally:
+        sys.stdin = before
