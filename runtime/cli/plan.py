@@ -97,6 +97,7 @@ def _settings(
         vision_quant=choose("vision_quant", None),
         prefill_quant=choose("prefill_quant", None),
         residency=arguments.residency,
+        inside_llm=known.get("inside_llm", False),
     )
 
 
@@ -110,6 +111,7 @@ def _exported(manifest: Manifest | None) -> dict[str, Any]:
         "quant": None if manifest.quant is None else manifest.quant.scheme,
         "vision_quant": manifest.vision_quant,
         "prefill_quant": manifest.prefill_quant,
+        "inside_llm": manifest.selector.inside_llm,
     }
 
 

@@ -36,6 +36,7 @@ class PlanSettings:
             the tower go before the language model is loaded.
         text_tokens: Tokens of a prompt beside the picture.
         filled_slots: Cache slots that are really written; None for all of them.
+        inside_llm: Tokens are chosen between decoder layers, so that all of them enter.
     """
 
     target: str
@@ -48,6 +49,7 @@ class PlanSettings:
     residency: str = "concurrent"
     text_tokens: int = TEXT_TOKENS
     filled_slots: int | None = None
+    inside_llm: bool = False
 
     def __post_init__(self) -> None:
         validate_keep(self.keep)
@@ -88,7 +90,8 @@ class PlanSettings:
 
     def rows(self, model: ModelDimensions) -> int:
         """Positions of a prefill with one picture."""
-        return kept_count(self.keep, model.num_image_tokens) + self.text_tokens
+        tokens = model.num_image_tokens
+        return (tokens if self.inside_llm else kept_count(self.keep, tokens)) + self.text_tokens
 
     def check(self, model: ModelDimensions) -> None:
         """Check what depends on the model.

@@ -18,6 +18,7 @@ from divprune.runtime.cli.plan import main
 from divprune.runtime.directory.manifest import DimRange
 from divprune.runtime.reports.plan.gain import predict_gain
 from divprune.runtime.reports.plan.source import dimensions_of
+from tests.runtime.engine_copies import copy_engine, read_manifest
 from tests.runtime.example_manifest import EXAMPLE_TOWER, example_manifest, with_changes
 
 SECONDS, TRIES = 1.0, 5
@@ -85,6 +86,24 @@ def test_an_engine_directory_is_planned_as_it_was_exported(capsys, engine_dir) -
     assert found["settings"]["dtype"] == "fp32"
     assert found["settings"]["keep"] == 0.1
     assert found["fits"] is True
+
+
+def test_with_a_selection_inside_the_llm_every_token_enters_at_any_keep(
+    capsys, engine_dir, tmp_path
+) -> None:
+    llm = read_manifest(engine_dir).graphs["llm"]
+    inside = copy_engine(
+        engine_dir,
+        tmp_path / "inside",
+        graphs={**read_manifest(engine_dir).graphs, "llm_front": llm, "llm_back": llm},
+        selector__parameters={"layer": 1},
+        selector__inside_llm=True,
+    )
+    for path, same in ((engine_dir, False), (inside, True)):
+        baseline, pruned = plan(capsys, str(path), "--board", "cpu-8gb")["keeps"]
+        assert pruned["num_kept"] < baseline["num_kept"]
+        scratch = [each["prefill_scratch_bytes"] for each in (pruned, baseline)]
+        assert (scratch[0] == scratch[1]) == same
 
 
 def test_a_checkpoint_and_its_engine_directory_need_the_same(
