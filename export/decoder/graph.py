@@ -20,8 +20,8 @@ there are new_key_i and new_value_i, float [1, KV heads, S, head dim], which the
 Cut before layer L there are two of them. The front has layers 0 to L - 1 and, instead of logits,
 ``hidden_states`` [1, S, hidden] and on demand ``last_query`` [1, 1, heads * head dim], the last
 row's rotated query in layer L - 1. The back has the other layers and the head, and takes
-``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer. All layers
-with an input ``deepstack_i`` are in the front: rows are dropped between the two.
+``hidden_states`` instead of ``inputs_embeds``. Caches keep the number of their layer, and so do
+inputs ``deepstack_i``: a back that starts among their layers takes the rows that were not dropped.
 
 The head needs the last row alone, so behind the attention of the last layer there is no other.
 """  # noqa: E501
@@ -40,7 +40,6 @@ from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.files import ir_version
 from divprune.export.graphs.writer import GraphWriter
 from divprune.runtime.directory.manifest import CACHE_LENGTH, LIVE_LENGTH, LIVE_SLOTS
-from divprune.runtime.errors import UnsupportedError
 
 __all__ = ["DecoderPart", "write_decoder"]
 
@@ -66,12 +65,7 @@ class DecoderPart:
 def write_decoder(
     spec: DecoderSpec, dialect: Dialect, weights: WeightSource, part: DecoderPart
 ) -> ir.Model:
-    """Write the decoder or a part of it; its weights are read when the model is saved.
-
-    Raises:
-        UnsupportedError: if the part starts among the layers that vision features are added to.
-    """
-    _check_cut(spec, part)
+    """Write the decoder or a part of it; its weights are read when the model is saved."""
     op = GraphWriter()
     dtype = weights.dtype
     rows = _input(part.input_name, dtype, (1, "sequence", spec.hidden_size))
@@ -119,16 +113,6 @@ def write_decoder(
     return ir.Model(
         graph, ir_version=ir_version(dialect.opset_imports[""]), producer_name="divprune-edge"
     )
-
-
-def _check_cut(spec: DecoderSpec, part: DecoderPart) -> None:
-    if 0 < part.layers.start < len(spec.planes):
-        raise UnsupportedError(
-            "a selection inside the LLM cannot come before all vision features are added",
-            expected=f"--layer of at least {len(spec.planes)}",
-            found=part.layers.start,
-            fix=f"--layer {len(spec.planes)}",
-        )
 
 
 def _results(

@@ -32,7 +32,7 @@ from divprune.runtime import families as runtime_families
 from divprune.runtime.directory.keep import kept_count
 from divprune.runtime.directory.limits import default_max_seq_len
 from divprune.runtime.directory.manifest import DimRange
-from divprune.runtime.errors import CheckpointError, OptionError, UnsupportedError
+from divprune.runtime.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class ExportPlan:
         return TOKENS in self.dims
 
     def count_kept(self, num_image_tokens: int) -> int:
-        """K of a picture with N tokens, for a selector in front of the LLM."""
+        """K of a picture with N tokens."""
         if num_image_tokens == self.num_image_tokens:
             return self.num_kept
         return kept_count(self.options.keep or 1.0, num_image_tokens)
@@ -106,12 +106,14 @@ class ExportPlan:
     def decoder_parts(self) -> tuple[DecoderPart, ...]:
         """The LLM graphs: one, or front and back of a selection between them.
 
-        The back never holds the tokens that are pruned, unless the baseline keeps them all.
+        The back never holds the tokens that are pruned, unless the baseline keeps them all, or a
+        picture may have so few that there is hardly anything to prune.
         """
         layers = range(self.spec.num_layers)
         if (selector := self.in_llm) is None:
             return (DecoderPart("llm", layers, self.max_seq_len),)
-        removed = 0 if self.options.baseline else self.num_image_tokens - self.num_kept
+        whole = self.options.baseline or self.varies
+        removed = 0 if whole else self.num_image_tokens - self.num_kept
         needs_query = "last_query" in selector.inputs
         return (
             DecoderPart("llm_front", layers[: selector.layer], self.max_seq_len, needs_query),
@@ -265,18 +267,12 @@ def _dims(
     selector: Selector | InLLMSelector,
     family: runtime_families.Family,
 ) -> dict[str, DimRange]:
-    """The ranges of the vision graph's named dimensions; ``kept`` follows from ``tokens``."""
+    """The ranges of the graphs' named dimensions; ``kept`` follows from ``tokens``."""
     dims = dict(family.dims())
     if (tokens := dims.get(TOKENS)) is None:
         return dims
-    if isinstance(selector, InLLMSelector):
-        raise UnsupportedError(
-            f"--selector {selector.name} is not for models whose pictures have a varying number "
-            "of visual tokens yet",
-            expected="a selector in front of the LLM, such as divprune",
-            found=selector.name,
-            fix="--selector divprune",
-        )
+    if isinstance(selector, InLLMSelector) and not selector.inputs:
+        return dims  # nothing is chosen, whatever N is
     least, best, most = (
         kept_count(options.keep or 1.0, n) for n in (tokens.minimum, tokens.optimum, tokens.maximum)
     )

@@ -169,7 +169,10 @@ built every engine for compute capability 8.6, 8.9 and 12.0, on a CPU; none has 
 {selectors}
 
 Selectors that rank by the tower's attention need one row of it a token: not where a token joins
-several patches. Those inside the LLM need a fixed number of visual tokens.
+several patches. What those inside the LLM (`greedyprune`, `fastv`, `vtw`) choose and answer is
+compared with transformers for LLaVA-1.5 ([test](../tests/end_to_end/test_inside_the_llm.py)),
+LLaVA-1.6, InternVL, SmolVLM, Qwen2.5-VL and Qwen3-VL
+([test](../tests/end_to_end/test_inside_the_llm_any_size.py)).
 
 ## Targets and precisions
 
@@ -194,7 +197,7 @@ def selectors_of(family: Family) -> tuple[str, ...]:
     """Names of the selectors that a family's directories can have."""
     shapes = (each.shape for each in family.vision_inputs())
     varies = any(isinstance(size, str) for shape in shapes for size in shape)
-    return tuple(_before_the_llm(family, varies)) + (() if varies else tuple(IN_LLM_SELECTORS))
+    return (*_before_the_llm(family, varies), *IN_LLM_SELECTORS)
 
 
 def render() -> str:

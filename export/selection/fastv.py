@@ -24,7 +24,7 @@ from divprune.export.selection.ranking import (
     ranking_regret,
     write_highest_first,
 )
-from divprune.export.selection.sizes import Size, check_sizes, dim, ids_below
+from divprune.export.selection.sizes import Size, check_sizes, dim
 
 __all__ = ["FastV", "last_token_attention", "write_last_token_attention"]
 
@@ -38,14 +38,14 @@ class FastV(InLLMSelector):
     version: ClassVar[int] = 1
     nested: ClassVar[bool] = True
     default_layer: ClassVar[int] = 2
-    inputs: ClassVar[tuple[str, ...]] = ("last_query", "keys", "first_slot", "num_slots")
+    inputs: ClassVar[tuple[str, ...]] = ("last_query", "keys", "visual_slots", "num_slots")
 
     def select(
         self, values: Mapping[str, npt.NDArray[Any]], num_tokens: int, num_kept: int
     ) -> npt.NDArray[np.int64]:
         """Indices int64 [K] of the tokens, the most attended first."""
         check_count(num_kept, num_tokens)
-        return highest_first(last_token_attention(values, num_tokens), num_kept)
+        return highest_first(last_token_attention(values), num_kept)
 
     def regret(
         self,
@@ -54,7 +54,7 @@ class FastV(InLLMSelector):
         order: npt.NDArray[np.int64],
     ) -> float:
         """The largest shortfall of a choice, as a part of the largest attention."""
-        return ranking_regret(last_token_attention(values, num_tokens), order)
+        return ranking_regret(last_token_attention(values), order)
 
     def write(
         self, op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size, num_kept: Size
@@ -62,21 +62,19 @@ class FastV(InLLMSelector):
         """The same as a subgraph: query and keys to int64 [K]."""
         check_sizes(num_kept, num_tokens)
         with op.scope(self.name):
-            attention = write_last_token_attention(op, values, num_tokens)
+            attention = write_last_token_attention(op, values)
             order = write_highest_first(op, attention, num_tokens, num_kept)
             flat = op("Reshape", order, op.constant(np.array([dim(num_kept)], np.int64), "shape"))
             return op("Cast", flat, to=ir.DataType.INT64)
 
 
-def last_token_attention(
-    values: Mapping[str, npt.NDArray[Any]], num_tokens: int
-) -> npt.NDArray[np.float32]:
-    """What the last token gives each of the N tokens from ``first_slot`` on: float32 [N].
+def last_token_attention(values: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    """What the last token gives each of the N tokens in ``visual_slots``: float32 [N].
 
     Raises:
         NumericalError: if the query or a filled slot holds NaN or Inf.
     """
-    num_slots, first = int(values["num_slots"][0]), int(values["first_slot"][0])
+    num_slots = int(values["num_slots"][0])
     _, num_kv_heads, _, head_dim = values["keys"].shape
     filled = values["keys"][0, :, :num_slots].reshape(-1, head_dim)
     keys = check_finite("keys", filled).reshape(num_kv_heads, num_slots, head_dim)
@@ -86,12 +84,10 @@ def last_token_attention(
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     mean: npt.NDArray[np.float32] = weights.reshape(-1, num_slots).mean(axis=0)
-    return mean[first : first + num_tokens]
+    return np.take(mean, values["visual_slots"])
 
 
-def write_last_token_attention(
-    op: GraphWriter, values: Mapping[str, ir.Value], num_tokens: Size
-) -> ir.Value:
+def write_last_token_attention(op: GraphWriter, values: Mapping[str, ir.Value]) -> ir.Value:
     """Append nodes for ``last_token_attention``; returns float32 [1, N].
 
     Slots beyond ``num_slots`` are masked, not cut off: shapes are static where the cache's is.
@@ -99,7 +95,7 @@ def write_last_token_attention(
     ::
 
         last_query -- [KV, heads / KV, D] -- MatMul(keys^T) * scale -- Where(slot < num_slots)
-            -- Softmax -- mean over heads -- columns first_slot .. first_slot + N - 1
+            -- Softmax -- mean over heads -- columns visual_slots
     """
     shape = values["keys"].shape
     assert shape is not None
@@ -120,9 +116,7 @@ def write_last_token_attention(
         rows = op("Reshape", weights, op.constant(np.array([num_heads, -1]), "heads"))
         # As a product: the axes of ReduceMean are an attribute in some opsets, an input in others.
         share = op.constant(np.full((1, num_heads), 1 / num_heads, np.float32), "share")
-        offsets = ids_below(op, num_tokens, "offsets")
-        columns = op("Add", offsets, values["first_slot"])
-        return op("Gather", op("MatMul", share, rows), columns, axis=1)
+        return op("Gather", op("MatMul", share, rows), values["visual_slots"], axis=1)
 
 
 def _slots(op: GraphWriter, keys: ir.Value) -> ir.Value:

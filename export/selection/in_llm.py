@@ -29,7 +29,7 @@ SELECTION_INPUTS: Mapping[str, str] = MappingProxyType(
         "last_state": "float [1, hidden], the same for the last token of the prompt",
         "last_query": "float [1, 1, heads * head dim], that token's rotated query in layer L - 1",
         "keys": "float [1, KV heads, S_max, head dim], the key cache of layer L - 1",
-        "first_slot": "int64 [1], cache slot of the picture's first token",
+        "visual_slots": "int64 [N], cache slots of the picture's tokens, ascending",
         "num_slots": "int64 [1], slots that the prompt fills; the others may hold anything",
     }
 )
@@ -46,7 +46,8 @@ class InLLMSelector(ABC):
         merges: Never: what is kept has a key and a value in every layer already.
         inside_llm: Always.
         default_layer: ``--layer`` where none is given.
-        inputs: Names of ``SELECTION_INPUTS`` that the graph reads; none, no graph.
+        inputs: Names of ``SELECTION_INPUTS`` that the graph reads, one with N rows among them;
+            none, no graph.
         layer: L.
     """
 

@@ -174,13 +174,15 @@ def check_last_query(plan: ExportPlan, part: DecoderPart, cutter: GraphCutter) -
     )
     past = _empty_cache(plan, part, layer, rows.dtype)
     feeds = _step_feeds(rows, _positions(plan, _PREFILL), 0)
+    if _has_plane(plan, layer):
+        feeds[plan.spec.planes[layer]] = np.zeros_like(rows)  # comes behind the attention
     with cutter.session(block) as session:
         outputs = run_session(
             session, feeds | past | {part.input_name: feeds["rows"], hidden: feeds["rows"]}
         )
-    counts = {"first_slot": np.array([0]), "num_slots": np.array([_PREFILL])}
-    values = {"last_query": outputs["last_query"], "keys": outputs[keys], **counts}
-    found = last_token_attention(values, _PREFILL)
+    slots = {"visual_slots": np.arange(_PREFILL), "num_slots": np.array([_PREFILL])}
+    values = {"last_query": outputs["last_query"], "keys": outputs[keys], **slots}
+    found = last_token_attention(values)
     reference = _reference_attention(plan, part, layer, rows.astype(np.float32))
     tolerance = Tolerance.of(plan.options).block
     return compare("query for the selection", found, reference, tolerance)

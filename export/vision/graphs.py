@@ -78,6 +78,7 @@ def _features(plan: ExportPlan) -> ir.Model:
         plan.weights,
         plan.lane.vision_opset,
         planes=plan.family.vision_outputs(),
+        varies=plan.varies,
         int8_prefix=_int8_prefix(plan),
     )
 

@@ -10,7 +10,7 @@
 | out | selected_features | float [K, hidden] | the kept rows, indices ascending |
 | out | selection_cover | float32 [K] | how well each first k of them cover the rest, if known |
 
-A selector inside the LLM leaves ``image_features`` as the only output.
+A selector inside the LLM leaves ``image_features`` and ``deepstack_i`` as the only outputs.
 
 The module is traced on the meta device: weights are read when the model is saved.
 """
@@ -136,10 +136,17 @@ def trace_features(
     opset: int = OPSET,
     *,
     planes: Sequence[str] = (),
+    varies: bool = False,
     int8_prefix: str | None = None,
 ) -> ir.Model:
-    """Trace ``module`` alone: its inputs to image_features and planes, nothing is selected."""
+    """Trace ``module`` alone: its inputs to image_features and planes, nothing is selected.
+
+    ``varies`` says that pictures have a varying number of visual tokens.
+    """
     model = trace_module(module, inputs, ("image_features", *planes), weights, opset)
+    if varies:
+        for value in model.graph.outputs:
+            _name_rows(value)
     attach_weights(model.graph, weights, int8_prefix=int8_prefix)
     return model
 

@@ -247,7 +247,8 @@ class Backend(Protocol):
         inputs_embeds: NDArray[np.floating],
         position_ids: NDArray[np.int64],
         visual_rows: Sequence[NDArray[np.int64]],
-        num_kept: int,
+        num_kept: Sequence[int],
+        planes: Sequence[NDArray[np.floating]] = (),
     ) -> PrunedPrefill:
         """Start a sequence whose visual tokens are pruned between decoder layers.
 
@@ -256,9 +257,10 @@ class Backend(Protocol):
 
         Args:
             inputs_embeds: [1, S, hidden], the whole prompt.
-            position_ids: int64 [1, S].
-            visual_rows: int64 [N], the rows of the visual tokens of each picture.
-            num_kept: k of N tokens to keep of each picture, at most as many as are selected.
+            position_ids: int64 [1, S] or [3, 1, S].
+            visual_rows: int64 [N], the rows of the visual tokens of each picture, ascending.
+            num_kept: k of the N tokens to keep of each picture, at most as many as are selected.
+            planes: As in ``forward``; layers behind the selection add the rows that stay.
 
         Raises:
             BackendError: if the rows do not fit into the cache.

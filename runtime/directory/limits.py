@@ -49,7 +49,7 @@ def shorten_cache(manifest: Manifest, max_seq_len: int | None) -> Manifest:
     if max_seq_len is None or max_seq_len == exported:
         return manifest
     # Inside the LLM every visual token enters; elsewhere --keep may leave one of them.
-    lowest = 2 + (manifest.selector.num_image_tokens if manifest.selector.inside_llm else 1)
+    lowest = 2 + (_fewest_tokens(manifest) if manifest.selector.inside_llm else 1)
     if max_seq_len < lowest:
         raise OptionError(
             "--max-seq-len leaves no room for a picture, a prompt and an answer",
@@ -75,6 +75,13 @@ def shorten_cache(manifest: Manifest, max_seq_len: int | None) -> Manifest:
         max_seq_len=max_seq_len,
         max_prefill_len=min(manifest.max_prefill_len, max_seq_len - 1),
     )
+
+
+def _fewest_tokens(manifest: Manifest) -> int:
+    """Visual tokens of the smallest picture."""
+    if manifest.has_variable_tokens:
+        return manifest.dims["tokens"].minimum
+    return manifest.selector.num_image_tokens
 
 
 def validate_max_new_tokens(max_new_tokens: int) -> int:

@@ -65,6 +65,18 @@ CACHE_LENGTH = "max_seq_len"
 # The input with the cache slots that attention looks at, and its length.
 LIVE_SLOTS, LIVE_LENGTH = "live_slots", "live"
 
+# What a selection between decoder layers may ask for.
+_SELECTION_INPUTS = frozenset(
+    (
+        "visual_states",
+        "last_state",
+        "last_query",
+        "keys",
+        "visual_slots",
+        "num_slots",
+        "kept_slots",
+    )
+)
 _DIALECTS = ("ort", "onnx", "delta")
 _WEIGHT_DTYPES = ("fp16", "fp32")
 _PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -84,7 +96,7 @@ class Manifest:
     the size above which weights were split. ``baseline`` says whether keep 1.0 can run,
     ``verified`` whether the export checked itself. ``requires`` maps packages to the lowest
     version of each that can run this (one of them is enough), ``tools`` to the version that
-    wrote it. ``dims`` has the range of each dimension of the vision graph that has a name.
+    wrote it. ``dims`` has the range of each named dimension of the graphs that see pictures.
     ``files`` has every file of the export but the manifest, by relative path with forward
     slashes.
     """
@@ -176,9 +188,12 @@ class Manifest:
     def _num_never_cached(self) -> int:
         """Tokens of a picture that the cache behind a selection inside the LLM never holds.
 
-        Only the baseline needs room for every token there.
+        Only the baseline needs room for every token there; but where N varies, a long text with
+        a small picture loses next to nothing.
         """
-        return 0 if self.baseline else self.selector.num_image_tokens - self.selector.num_kept
+        if self.baseline or self.has_variable_tokens:
+            return 0
+        return self.selector.num_image_tokens - self.selector.num_kept
 
     def live_kv_bytes(self, slots: int, num_removed: int) -> int:
         """Bytes of the cache that a sequence fills.
@@ -276,6 +291,14 @@ def _check_split(manifest: Manifest) -> None:
     )
     for name in manifest.llm_graphs:
         check(name in manifest.graphs, f"graphs.{name}", "a half of the decoder", "nothing")
+    if (selection := manifest.graphs.get("llm_selection")) is not None:
+        names = {tensor.name for tensor in selection.inputs}
+        check(
+            names <= _SELECTION_INPUTS,
+            "graphs.llm_selection.inputs",
+            ", ".join(sorted(_SELECTION_INPUTS)),
+            ", ".join(sorted(names)),
+        )
 
 
 def _check_schema_version(version: object) -> None:

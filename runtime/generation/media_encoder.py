@@ -171,7 +171,7 @@ class MediaEncoder:
             return medium.encoded.features
         prepared = medium.prepared
         inputs: dict[str, Any] = dict(prepared.inputs)
-        if self._manifest.has_variable_tokens and self._manifest.selector.num_kept:
+        if self._manifest.has_variable_tokens and not self._manifest.selector.inside_llm:
             kept = exported_count(self._manifest, prepared.num_tokens)
             inputs["kept_slots"] = np.zeros(kept, np.int32)
         features = self._backend.encode_image(inputs)

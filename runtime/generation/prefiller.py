@@ -126,14 +126,15 @@ class Prefiller:
         _, step = self._start(rows.next_position, 0, None)
         features = [each.features for each in kept]
         embeds = splice(rows.ids, rows.is_visual, features, self._table)
+        planes = splice_planes(rows.is_visual, [each.planes for each in kept])
         clock.lap("merge")
-        counts = {rule.count(each.num_image_tokens) for each in kept}
-        (count,) = counts  # these selectors have a fixed N
+        totals = [each.num_image_tokens for each in kept]
+        counts = [rule.count(total) for total in totals]
         position_ids = _batched(rows.positions)
-        if count == kept[0].num_image_tokens:
-            logits, selection_ms = self._backend.forward(embeds, position_ids), None
+        if counts == totals:
+            logits, selection_ms = self._backend.forward(embeds, position_ids, planes), None
         else:
-            pruned = self._backend.prefill_pruned(embeds, position_ids, rows.spans, count)
+            pruned = self._backend.prefill_pruned(embeds, position_ids, rows.spans, counts, planes)
             logits, selection_ms = pruned.logits, pruned.selection_ms
             kept = [_chosen(all_, order) for all_, order in zip(kept, pruned.orders, strict=True)]
         clock.lap("prefill")
@@ -173,4 +174,5 @@ def _batched(positions: NDArray[np.int64]) -> NDArray[np.int64]:
 def _chosen(tokens: KeptTokens, order: NDArray[np.int64]) -> KeptTokens:
     """What is left of a picture's tokens behind a selection inside the LLM."""
     indices = np.sort(order)
-    return KeptTokens(indices, tokens.features[indices], tokens.num_image_tokens, order)
+    planes = tuple(plane[indices] for plane in tokens.planes)
+    return KeptTokens(indices, tokens.features[indices], tokens.num_image_tokens, order, planes)

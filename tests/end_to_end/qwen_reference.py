@@ -79,7 +79,7 @@ class QwenReference(Reference):
 
     def positions(self, ids: torch.Tensor, media: Media) -> torch.Tensor:
         """``get_rope_index`` of the model."""
-        image, video = self._visual_ids()
+        image, video = self.visual_ids()
         kinds = (ids == image).int() + 2 * (ids == video).int()
         grids: dict[str, Any] = {}
         for each in media:

@@ -123,7 +123,7 @@ class Reference(ABC):
             features = self.features(media)
         ids = self.prompt_ids(messages, media, [len(each) for each in features])
         embeds = self.model.get_input_embeddings()(ids).detach()
-        is_visual = torch.isin(ids, torch.tensor(self._visual_ids()))
+        is_visual = torch.isin(ids, torch.tensor(self.visual_ids()))
         embeds[is_visual] = torch.cat(features)
         kept = [kept_indices(each, keep) for each in features]
         stays = ~is_visual
@@ -186,9 +186,10 @@ class Reference(ABC):
         return ids
 
     def _placeholder(self, medium: Any) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self._visual_ids()[_is_video(medium)]))
+        return str(self.tokenizer.convert_ids_to_tokens(self.visual_ids()[_is_video(medium)]))
 
-    def _visual_ids(self) -> list[int]:
+    def visual_ids(self) -> list[int]:
+        """Placeholders of a picture and of a video."""
         config = self.model.config
         return [config.image_token_id, getattr(config, "video_token_id", config.image_token_id)]
 

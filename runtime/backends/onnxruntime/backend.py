@@ -40,7 +40,7 @@ from divprune.runtime.errors import UnsupportedError
 from divprune.runtime.inputs.prompt import staying_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -168,8 +168,7 @@ class OnnxRuntimeBackend:
         self._rows_at_once = rows_at_once
         # There masked slots are multiplied by zero instead of being left out.
         self._reads_masked_slots = manifest.dialect != "ort"
-        self._num_image_tokens = manifest.selector.num_image_tokens
-        self._inside_llm = manifest.selector.inside_llm
+        self._manifest = manifest
 
     @property
     def encodes_beside_decoding(self) -> bool:
@@ -184,7 +183,8 @@ class OnnxRuntimeBackend:
         if "image_features" not in found:
             encode_full = partial(self._encode_full, inputs)
             selected = found["selected_features"]
-            return SmallPictureFeatures(order, selected, self._num_image_tokens, encode_full)
+            tokens = self._manifest.selector.num_image_tokens
+            return SmallPictureFeatures(order, selected, tokens, encode_full)
         features = found["image_features"]
         return ImageFeatures(
             features,
@@ -230,20 +230,30 @@ class OnnxRuntimeBackend:
         if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
             parts = [decoder.prefill]
         logits = np.empty(0, np.float32)
-        for part in _pieces(inputs_embeds.shape[1], self._rows_at_once):
-            rows, positions = inputs_embeds[:, part], position_ids[..., part]
-            here = [plane[:, part] for plane in planes]
+        for piece in self._in_pieces(inputs_embeds, position_ids, planes):
+            rows, positions, here = piece
             for graph in parts[:-1]:
                 rows = graph.run(rows, positions, here)["hidden_states"]
             logits = parts[-1].run(rows, positions, here)["logits"][0, 0]
         return logits
+
+    def _in_pieces(
+        self,
+        rows: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]],
+    ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64], list[NDArray[np.floating]]]]:
+        """Rows [1, S, hidden], their positions and planes, as many at once as go through well."""
+        for part in _pieces(rows.shape[1], self._rows_at_once):
+            yield rows[:, part], position_ids[..., part], [plane[:, part] for plane in planes]
 
     def prefill_pruned(
         self,
         inputs_embeds: NDArray[np.floating],
         position_ids: NDArray[np.int64],
         visual_rows: Sequence[NDArray[np.int64]],
-        num_kept: int,
+        num_kept: Sequence[int],
+        planes: Sequence[NDArray[np.floating]] = (),
     ) -> PrunedPrefill:
         """Front, selection, the kept rows through the back; as ``Backend`` says.
 
@@ -251,18 +261,25 @@ class OnnxRuntimeBackend:
             BackendError: if the rows do not fit into the cache.
             UnsupportedError: if this directory has no selection inside the LLM.
         """
-        if not self._inside_llm:
+        if not self._manifest.selector.inside_llm:
             raise UnsupportedError("this engine directory does not prune inside the LLM")
         decoder = self._residents.decoder()
         front, back = decoder.parts
-        outputs = front.run(inputs_embeds, position_ids)
+        pieces = self._in_pieces(inputs_embeds, position_ids, planes)
+        outputs = [front.run(*piece) for piece in pieces]
         start = perf_counter()
-        select = partial(self._select, decoder.selection, front, outputs)
-        orders = tuple(select(rows)[:num_kept] for rows in visual_rows)
+        states = np.concatenate([each["hidden_states"] for each in outputs], axis=1)
+        last = {**outputs[-1], "hidden_states": states}
+        select = partial(self._select, decoder.selection, front, last)
+        counted = zip(visual_rows, num_kept, strict=True)
+        orders = tuple(select(rows)[:count] for rows, count in counted)
         stays = staying_rows(inputs_embeds.shape[1], visual_rows, orders)
-        hidden = np.ascontiguousarray(outputs["hidden_states"][:, stays])
+        hidden = np.ascontiguousarray(states[:, stays])
         selection_ms = (perf_counter() - start) * 1000
-        logits = back.run(hidden, position_ids[..., stays])["logits"][0, 0]
+        staying = [plane[:, stays] for plane in planes]
+        logits = np.empty(0, np.float32)
+        for piece in self._in_pieces(hidden, position_ids[..., stays], staying):
+            logits = back.run(*piece)["logits"][0, 0]
         return PrunedPrefill(logits, orders, selection_ms)
 
     def _select(
@@ -281,8 +298,9 @@ class OnnxRuntimeBackend:
             "last_state": hidden[-1:],
             "last_query": outputs.get("last_query"),
             "keys": front.cache.last_keys,
-            "first_slot": rows[:1],
+            "visual_slots": rows,
             "num_slots": np.array([front.cache.filled], np.int64),
+            "kept_slots": np.zeros(exported_count(self._manifest, len(rows)), np.int32),
         }
         order: NDArray[np.int64] = front.run_beside(selection, feeds, "selection_order")
         return order

@@ -194,7 +194,8 @@ class TensorRTBackend:
         inputs_embeds: NDArray[np.floating] | DevicePrompt,
         position_ids: NDArray[np.int64],
         visual_rows: Sequence[NDArray[np.int64]],
-        num_kept: int,
+        num_kept: Sequence[int],
+        planes: Sequence[NDArray[np.floating] | DevicePrompt] = (),
     ) -> PrunedPrefill:
         """Front, selection, the kept rows through the back; as ``Backend`` says.
 
@@ -207,8 +208,9 @@ class TensorRTBackend:
         engines = self._llm_engines()
         selection = self._engines.get("llm_selection") if self._has_selection else None
         prompt = self._on_device(inputs_embeds)
+        added = self._planes_on_device(planes, prompt)
         return self._decoder.prefill_pruned(
-            engines, selection, prompt, position_ids, visual_rows, num_kept
+            engines, selection, prompt, position_ids, visual_rows, num_kept, added
         )
 
     def _llm_engines(self) -> list[Engine]:

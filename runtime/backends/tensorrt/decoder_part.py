@@ -65,6 +65,11 @@ class DecoderPart:
         self._written = 0  # slots that may hold something, also of a run that failed
 
     @property
+    def planes(self) -> tuple[int, ...]:
+        """Which planes of the model this graph adds to its rows."""
+        return tuple(map(_plane_index, self._planes))
+
+    @property
     def last_keys(self) -> int:
         """Address of the key cache of the last layer in this graph."""
         return self._cache.last_keys

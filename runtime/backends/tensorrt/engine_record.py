@@ -38,7 +38,14 @@ __all__ = [
 
 ENGINES = "engines"
 RECORD_NAME = "record.json"
-PICTURE_GRAPHS = ("vision", "vision_plugin", "selection", "selection_plugin", "full")
+PICTURE_GRAPHS = (
+    "vision",
+    "vision_plugin",
+    "selection",
+    "selection_plugin",
+    "full",
+    "llm_selection",
+)
 RECORD_VERSION = 2
 
 

@@ -11,9 +11,10 @@ Of the LLM:
 
 Attention looks at anything from one slot of the cache to all of them (``live_slots``).
 
-Where pictures have a varying number of visual tokens, pruned prefill is tuned for a typical one and
-the baseline for the largest. The graphs that see pictures have one profile then, ``picture``, with
-the ranges of the manifest's ``dims``; static shapes need none.
+Where pictures have a varying number of visual tokens, pruned prefill and the prompts in front of a
+selection are tuned for a typical one and the baseline for the largest. The graphs that see pictures
+have one profile then, ``picture``, with the ranges of the manifest's ``dims``; static shapes need
+none.
 """
 
 from __future__ import annotations
@@ -127,14 +128,16 @@ def llm_profiles(manifest: Manifest, part: str = "llm") -> tuple[Profile, ...]:
     decode = Profile("decode", 1, 1, 1)
     if longest < 2:
         return (decode,)
+    tokens, kept = manifest.dims.get("tokens"), manifest.dims.get("kept")
     if part == "llm_front":
-        return (decode, _prefill("prompt", selector.num_image_tokens, longest))
+        typical = tokens.optimum if tokens else selector.num_image_tokens
+        return (decode, _prefill("prompt", typical, longest))
     # Without the baseline no prompt holds what pruning takes off: what is the longest one was
     # counted after it, but in front of a selection inside the LLM.
     removed = selector.num_image_tokens - selector.num_kept
-    shortens = manifest.baseline or part == "llm_back"
+    # A small picture loses next to nothing.
+    shortens = manifest.baseline or (part == "llm_back" and tokens is None)
     pruned = max(2, longest - removed) if shortens else longest
-    kept = manifest.dims.get("kept")
     profiles = [decode, _prefill("pruned", kept.optimum if kept else selector.num_kept, pruned)]
     if manifest.baseline and pruned < longest:
         profiles.append(_prefill("baseline", selector.num_image_tokens, longest))

@@ -37,7 +37,10 @@ def test_selectors_that_are_not_listed_are_refused(tmp_path: Path) -> None:
     family = family_of("internvl")
     for name in selector_names():
         keep = 0.5 if "keep" in IN_LLM_FLAGS.get(name, ("keep",)) else None
-        options = ExportOptions(str(checkpoint), keep=keep, selector=name, max_seq_len=256)
+        layer = 1 if name in IN_LLM_FLAGS else None
+        options = ExportOptions(
+            str(checkpoint), keep=keep, selector=name, layer=layer, max_seq_len=256
+        )
         try:
             make_plan(options, ModelSource(checkpoint, "made-up", None))
             works = True

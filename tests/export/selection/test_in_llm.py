@@ -28,6 +28,9 @@ from divprune.export.selection.sizes import size_of
 from divprune.runtime.errors import NumericalError, OptionError
 
 N, WIDTH, HEADS, KV_HEADS, HEAD_DIM, SLOTS = 24, 16, 4, 2, 8, 48
+SPANS = np.r_[5:9, 12 : N + 8]
+"""Slots of a picture in two spans with three rows of text between them."""
+
 Values = Mapping[str, np.ndarray]
 
 
@@ -79,7 +82,7 @@ def random_values(seed: int) -> dict[str, np.ndarray]:
         "last_state": normal(1, WIDTH),
         "last_query": normal(1, 1, HEADS * HEAD_DIM),
         "keys": normal(1, KV_HEADS, SLOTS, HEAD_DIM),
-        "first_slot": np.array([5], np.int64),
+        "visual_slots": SPANS,
         "num_slots": np.array([N + 9], np.int64),
     }
 
@@ -217,7 +220,7 @@ def test_fastv_is_the_softmax_of_the_filled_slots_and_reads_no_other() -> None:
     for head in range(HEADS):
         scores = keys[head // (HEADS // KV_HEADS)] @ query[head] / math.sqrt(HEAD_DIM)
         weights += np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-    expected = np.argsort(-weights[5 : 5 + N], kind="stable")[:10]
+    expected = np.argsort(-weights[SPANS], kind="stable")[:10]
     np.testing.assert_array_equal(selector.select(values, N, 10), expected)
     np.testing.assert_array_equal(deployed(selector, values, 10), expected)
 
@@ -236,17 +239,19 @@ def test_one_graph_takes_pictures_of_any_size(selector: InLLMSelector) -> None:
     values = random_values(4)
     types = {np.dtype("float32"): ir.DataType.FLOAT, np.dtype("int64"): ir.DataType.INT64}
     shapes = {name: values[name].shape for name in selector.inputs}
-    shapes["visual_states"] = ("tokens", WIDTH)
+    varying = {"visual_states": ("tokens", WIDTH), "visual_slots": ("tokens",)}
+    shapes |= {name: shape for name, shape in varying.items() if name in shapes}
     inputs = {
         name: ir.val(name, types[values[name].dtype], shape) for name, shape in shapes.items()
     }
     slots = ir.val("kept_slots", ir.DataType.INT32, ["kept"])
     op = GraphWriter()
-    sizes = size_of(op, inputs["visual_states"]), size_of(op, slots)
+    (tokens,) = (value for name, value in inputs.items() if name in varying)
+    sizes = size_of(op, tokens), size_of(op, slots)
     order = selector.write(op, inputs, *sizes)
     chosen = session(serialised(op, [*inputs.values(), slots], order))
     for num_tokens, num_kept in ((N, 7), (1, 1), (13, 13), (N, N)):
-        given = values | {"visual_states": values["visual_states"][:num_tokens]}
+        given = values | {name: values[name][:num_tokens] for name in varying}
         expected = selector.select(given, num_tokens, num_kept)
         feeds = {name: given[name] for name in shapes}
         feeds["kept_slots"] = np.zeros(num_kept, np.int32)

@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from divprune.runtime.directory.limits import answer_limit, shorten_cache, validate_max_new_tokens
-from divprune.runtime.directory.manifest import CACHE_LENGTH, GraphSpec, Manifest, TensorSpec
+from divprune.runtime.directory.manifest import (
+    CACHE_LENGTH,
+    DimRange,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+)
 from divprune.runtime.errors import OptionError, PromptError, UnsupportedError
 from tests.runtime.example_manifest import example_manifest, with_changes
 
@@ -71,6 +77,25 @@ def test_inside_the_llm_every_token_of_the_picture_needs_a_slot(manifest):
     shapes = [short.decoder_graph(name).inputs[0].shape for name in short.llm_graphs]
     assert [shape[2] for shape in shapes] == [20, 14]  # 10 - 4 tokens never come behind
     assert sum(4 * 2 * 4 * shape[2] for shape in shapes) == short.kv_cache_bytes
+
+
+def test_where_pictures_vary_the_smallest_one_has_to_fit_and_the_back_is_as_long(manifest):
+    graphs = dict.fromkeys(
+        ("llm_front", "llm_back"), with_cache(manifest, CACHE_LENGTH).graphs["llm"]
+    )
+    inside = replace(
+        manifest,
+        baseline=False,
+        graphs=manifest.graphs | graphs,
+        dims={"tokens": DimRange(4, 6, 10)},
+        selector=replace(manifest.selector, inside_llm=True, parameters={"layer": 1}),
+    )
+    with pytest.raises(OptionError, match="6 to 50"):
+        shorten_cache(inside, 5)
+    short = shorten_cache(inside, 20)
+    shapes = [short.decoder_graph(name).inputs[0].shape for name in short.llm_graphs]
+    assert [shape[2] for shape in shapes] == [20, 20]
+    assert short.kv_cache_bytes == manifest.kv_cache_bytes * 20 // 50
 
 
 def test_a_cache_of_fixed_length_is_not_shortened(manifest):

@@ -427,6 +427,14 @@ def test_a_split_decoder_needs_both_halves():
     assert "graphs.llm_front" in refusal_of(SPLIT)
 
 
+def test_a_selection_that_reads_what_nobody_gives_is_refused():
+    graph = json.loads(make_manifest().to_json())["graphs"]["vision"]  # reads pixel_values
+    names = ("llm_front", "llm_back", "llm_selection")
+    message = refusal_of({**SPLIT, **{f"graphs/{name}": graph for name in names}})
+    assert "graphs.llm_selection.inputs" in message
+    assert "visual_slots, visual_states" in message
+
+
 def test_no_token_can_be_kept_inside_the_llm_only_and_then_keep_is_0():
     assert "selector.num_kept" in refusal_of({"selector/num_kept": 0})
     assert "selector.keep" in refusal_of({"selector/num_kept": 0, "selector/keep": 0.0})

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["BuildPlan", "BuildRequest", "LanePlan", "make_build_plan"]
 
 _SMALLEST_WORKSPACE_MIB = 16
-_GRAPHS = {*PICTURE_GRAPHS, "llm_selection"}.union(
-    DECODER_PARTS, (f"{part}_tensorrt" for part in DECODER_PARTS)
-)
+_GRAPHS = {*PICTURE_GRAPHS, *DECODER_PARTS, *(f"{part}_tensorrt" for part in DECODER_PARTS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +198,7 @@ def _engines(
             profile_shapes(manifest.graphs[graph], profile)
         yield part, graph, profiles
     if "llm_selection" in manifest.graphs:
-        yield "llm_selection", "llm_selection", ()
+        yield "llm_selection", "llm_selection", picture_profiles(manifest, "llm_selection")
     # The selection alone is there to be timed, so it has to do what the vision engine does.
     alone = "selection" if selection.realisation == LOOP else "selection_plugin"
     if alone in manifest.graphs:

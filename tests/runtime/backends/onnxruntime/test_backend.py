@@ -341,7 +341,7 @@ def test_a_tensor_that_the_manifest_does_not_know_is_refused(directory):
 
 def test_a_directory_that_prunes_in_front_of_the_llm_cannot_prune_inside_it(backend, rows):
     with pytest.raises(UnsupportedError, match="does not prune inside the LLM"):
-        backend.prefill_pruned(rows, positions(0, 9), [1], 2)
+        backend.prefill_pruned(rows, positions(0, 9), [np.arange(1, 5)], [2])
 
 
 def test_a_long_prompt_goes_through_in_pieces_with_the_same_logits(directory, monkeypatch):

@@ -184,7 +184,7 @@ def test_a_full_cache_is_refused_before_anything_runs(built):
     backend.forward(rows, positions)
     machine.library.script.calls.clear()
     with pytest.raises(BackendError, match="the KV cache is full"):
-        backend.prefill_pruned(rows, positions, [0], 5)
+        backend.prefill_pruned(rows, positions, [np.arange(9)], [5])
     assert machine.executed() == []
 
 

@@ -91,6 +91,18 @@ def test_pictures_of_any_size_are_tuned_for_a_typical_one_pruned_and_the_largest
     assert (baseline.optimum, baseline.maximum) == (200 + 64, 2047)
 
 
+def test_around_a_selection_inside_the_llm_prompts_are_tuned_for_a_typical_picture():
+    dims = {"tokens": DimRange(50, 100, 200), "kept": DimRange(5, 10, 20)}
+    largest = {"selector__num_image_tokens": 200, "selector__num_kept": 20}
+    long = {"max_seq_len": 2048, "max_prefill_len": 2047, "dims": dims, **largest}
+    _, prompt = profiles("llm_front", **long)
+    assert (prompt.optimum, prompt.maximum) == (100 + 64, 2047)
+    # A small picture loses next to nothing: without the baseline one profile takes all lengths.
+    assert profiles("llm_back", **long) == profiles(**long)
+    _, pruned = profiles("llm_back", baseline=False, **long)
+    assert (pruned.optimum, pruned.maximum) == (10 + 64, 2047)
+
+
 def test_every_input_of_a_vision_graph_has_its_range():
     profile = PictureProfile({"crops": DimRange(3, 4, 5), "kept": DimRange(1, 2, 9)})
     inputs = (
