@@ -240,19 +240,17 @@ def test_frequencies_follow_the_axes_of_the_published_models() -> None:
     assert [axes.count(axis) for axis in range(3)] == [24, 20, 20]
 
 
-def test_a_cut_among_the_layers_with_planes_is_refused() -> None:
+def test_a_cut_among_the_layers_with_planes_leaves_each_plane_to_its_layer() -> None:
     model = Model("qwen3_vl_text")
     planes = ("deepstack_0", "deepstack_1", "deepstack_2")
     spec = DecoderSpec.from_config(model.config, tied_head=True, planes=planes)
     weights = model.weights()
-    front = DecoderPart("llm_front", range(3), SLOTS)
-    inputs = write_decoder(spec, get_dialect("ort"), weights, front).graph.inputs
-    assert set(planes) <= {value.name for value in inputs}
-    with pytest.raises(UnsupportedError, match="before all vision features") as caught:
-        write_decoder(
-            spec, get_dialect("ort"), weights, DecoderPart("llm_back", range(2, 4), SLOTS)
-        )
-    assert caught.value.fix == "--layer 3"
+    found = []
+    for name, layers in (("llm_front", range(2)), ("llm_back", range(2, LAYERS))):
+        part = DecoderPart(name, layers, SLOTS)
+        graph = write_decoder(spec, get_dialect("ort"), weights, part).graph
+        found.append([value.name for value in graph.inputs if value.name in planes])
+    assert found == [["deepstack_0", "deepstack_1"], ["deepstack_2"]]
 
 
 def test_more_planes_than_layers_are_refused() -> None:
