@@ -61,6 +61,6 @@ def _random_values(plan: ExportPlan, session: Any, tokens: int) -> dict[str, np.
     sizes = {TOKENS: tokens, CACHE_LENGTH: slots}
     for tensor in session.get_inputs():
         if tensor.name not in values:
-            shape = [sizes.get(size, size) for size in tensor.shape]
+            shape = [sizes[dim] if isinstance(dim, str) else int(dim) for dim in tensor.shape]
             values[tensor.name] = rng.standard_normal(shape).astype(dtype)
     return values
