@@ -79,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
         import_pyarrow()
     columns = Columns(arguments.key_column, arguments.image_column, arguments.prompt_column)
     table = open_table(arguments.input, columns, arguments.prompt)
+    if form == "parquet":
+        _check_apart(arguments.input, arguments.output)
     stream = None if arguments.quiet else sys.stderr
     progress = run_batch(
         table,
@@ -89,6 +91,17 @@ def _run(arguments: argparse.Namespace) -> int:
         lambda total, done, failed: Progress(total, done, failed, stream),
     )
     return 0 if progress.done else 2
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    """Answers below INPUT would be taken for rows when the run goes on."""
+    from divprune.runtime.errors import OptionError
+
+    if source.resolve() in output.resolve().parents:
+        raise OptionError(
+            f"OUTPUT {output} is a folder of INPUT",
+            expected=f"a folder that is not below {source}, or --format jsonl",
+        )
 
 
 def _worker_options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -117,17 +130,15 @@ def _worker_options(arguments: argparse.Namespace) -> WorkerOptions:
 
 
 def _cluster_options(arguments: argparse.Namespace) -> ClusterOptions | None:
-    from divprune.runtime.errors import OptionError
     from divprune.runtime.serving.batch.cluster import ClusterOptions, import_ray
 
-    if arguments.workers < 1:
-        raise OptionError("--workers cannot be used", expected="1 or more", found=arguments.workers)
-    if arguments.workers == 1 and arguments.address is None:
-        return None
-    import_ray()
-    return ClusterOptions(
+    cluster = ClusterOptions(
         arguments.workers, arguments.address, arguments.cpus_per_worker, arguments.gpus_per_worker
     )
+    if cluster.workers == 1 and cluster.address is None:
+        return None
+    import_ray()
+    return cluster
 
 
 if __name__ == "__main__":

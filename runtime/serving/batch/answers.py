@@ -28,6 +28,7 @@ if sys.platform != "win32":
 __all__ = ["FORMATS", "AnswerStore"]
 
 FORMATS = ("jsonl", "parquet")
+_RUN = "run.json"
 _SYNC_S = 2.0
 _PART_ROWS = 20_000
 _FIELDS = {
@@ -64,6 +65,7 @@ class AnswerStore:
         self._folder = folder
         self._form = form
         self._log_path = folder / "answers.jsonl"
+        self._made = not folder.exists()
         self._lock = _claim(folder, {"form": form, **settings})
         self.done: set[str] = set()
         self.failed = 0
@@ -92,7 +94,13 @@ class AnswerStore:
             self._make_part()
 
     def close(self, *, complete: bool) -> None:
-        """Sync; with Parquet a complete output has no ``answers.jsonl`` left."""
+        """Sync; with Parquet a complete output has no ``answers.jsonl`` left.
+
+        A run that has answered nothing leaves nothing, so that another may take the name.
+        """
+        if not self.done:
+            self._remove()
+            return
         self._log.flush()
         os.fsync(self._log.fileno())
         if complete and self._form == "parquet":
@@ -101,6 +109,14 @@ class AnswerStore:
             self._log_path.unlink()
         self._log.close()
         self._lock.close()
+
+    def _remove(self) -> None:
+        self._log.close()
+        self._log_path.unlink()
+        (self._folder / _RUN).unlink()
+        self._lock.close()
+        if self._made:
+            self._folder.rmdir()
 
     def _remember(self, answers: Iterable[Mapping[str, Any]]) -> None:
         for answer in answers:
@@ -168,7 +184,7 @@ def _read_part(part: Path) -> Iterator[dict[str, Any]]:
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
     """The locked ``run.json``, of a new output or one of the same settings."""
-    run = folder / "run.json"
+    run = folder / _RUN
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"OUTPUT {folder} is a file", expected="a folder, new or of the same run")
     if folder.is_dir() and not run.exists() and any(folder.iterdir()):
@@ -176,13 +192,18 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
             f"OUTPUT {folder} holds something else",
             expected="a new folder, or one that divprune-batch has begun",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"OUTPUT {folder} cannot be made", found=error) from error
     file = run.open("a+b")
     if sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OptionError(f"another process is writing to {folder}") from error
+        if os.fstat(file.fileno()).st_nlink == 0:  # by a run that answered nothing and has gone
+            raise OptionError(f"another process was writing to {folder}", fix="run it again")
     file.seek(0)
     text = file.read()
     wanted = json.loads(json.dumps(settings))

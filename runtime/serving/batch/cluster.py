@@ -1,23 +1,23 @@
 """Workers on a Ray cluster, or on a local one that is started for the run.
 
-Ray gives processes on any number of machines and tells when one dies. Handing out rows is done
-here: rows go out a few at a time, answers come back to the one process that writes them. So an
-answer that is written is never made again, a worker that dies costs the rows it had, and a row that
-kills its worker again and again is found and becomes an error instead of ending the run.
+Ray gives processes on any number of machines and tells when one dies; what it does in silence (wait
+for a cluster that is not there, for room that no machine has) is found here before a row is read.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import deque
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from divprune.runtime.errors import BackendError
-from divprune.runtime.serving.batch.worker import Answerer, WorkerOptions, failed_answer
+from divprune.runtime.errors import BackendError, OptionError
+from divprune.runtime.serving.batch.handout import Handout, last_line
+from divprune.runtime.serving.batch.worker import Answerer, WorkerOptions
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterOptions", "answer_on_cluster", "import_ray"]
 
-_CHUNK = 8
-_AHEAD = 2
-_TRIES = 3
-_DEATHS_IN_A_ROW = 6
-_POLL_S = 1.0
+_log = logging.getLogger(__name__)
+_CONNECT_S = 10.0
+_LOST_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,13 @@ class ClusterOptions:
 
     Attributes:
         workers: How many processes.
-        address: Of a cluster; None starts one on this machine.
+        address: Of a cluster: ``host:port``, ``ray://host:port`` or ``auto``; None starts one on
+            this machine.
         cpus: CPUs a worker asks Ray for.
         gpus: GPUs a worker asks Ray for.
+
+    Raises:
+        OptionError: for numbers that cannot be used.
     """
 
     workers: int
@@ -49,17 +51,14 @@ class ClusterOptions:
     cpus: float = 1.0
     gpus: float = 0.0
 
-
-@dataclass(eq=False)
-class _Chunk:
-    rows: Sequence[Row]
-    deaths: int = 0
-
-
-@dataclass(eq=False)
-class _Worker:
-    actor: Any
-    chunks: deque[tuple[Any, _Chunk]] = field(default_factory=deque)
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise OptionError("--workers cannot be used", expected="1 or more", found=self.workers)
+        for name, asked in (("cpus", self.cpus), ("gpus", self.gpus)):
+            if not 0 <= asked < float("inf"):
+                raise OptionError(
+                    f"--{name}-per-worker cannot be used", expected="0 or more", found=asked
+                )
 
 
 def import_ray() -> ModuleType:
@@ -70,6 +69,8 @@ def import_ray() -> ModuleType:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Each try to reach a cluster takes 40 s; Ray's own number of them is 20.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     try:
         return import_module("ray")
     except ImportError as error:
@@ -89,119 +90,39 @@ def answer_on_cluster(
     """Answer all rows and write what comes back, in the order in which it does.
 
     Raises:
-        BackendError: if workers cannot start, or the cluster is lost.
+        BackendError: if the cluster cannot be reached or is lost, or workers cannot start.
     """
     ray = import_ray()
     _connect(ray, cluster)
     try:
-        _Handout(ray, rows, options, cluster, write).run()
+        _check_room(ray, cluster)
+        actor_class = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=0)(
+            Answerer
+        )
+        handout = Handout(
+            ray, rows, lambda: actor_class.remote(options), cluster.workers, write, _Head(ray).check
+        )
+        handout.run()
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise BackendError(
             "the Ray cluster was lost",
-            found=str(error).strip().splitlines()[-1][:200],
+            found=last_line(error),
             fix="run the same command again: it goes on where it was",
         ) from error
     finally:
         ray.shutdown()
 
 
-class _Handout:
-    """Gives rows to workers and takes their answers."""
-
-    def __init__(
-        self,
-        ray: ModuleType,
-        rows: Iterator[Row],
-        options: WorkerOptions,
-        cluster: ClusterOptions,
-        write: Callable[[Sequence[dict[str, Any]]], None],
-    ) -> None:
-        self._ray = ray
-        self._rows = rows
-        self._write = write
-        self._again: deque[_Chunk] = deque()
-        self._deaths_in_a_row = 0
-        self._options = options
-        self._actor_class = ray.remote(
-            num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=0
-        )(Answerer)
-        self._workers = [_Worker(self._make()) for _ in range(cluster.workers)]
-
-    def _make(self) -> Any:
-        return self._actor_class.remote(self._options)
-
-    def run(self) -> None:
-        """Until every row has an answer or an error."""
-        while True:
-            for worker in self._workers:
-                self._feed(worker)
-            # A worker answers its chunks in order, so only its first can be ready.
-            firsts = [worker.chunks[0][0] for worker in self._workers if worker.chunks]
-            if not firsts:
-                return
-            done, _ = self._ray.wait(firsts, timeout=_POLL_S)
-            for worker in self._workers:
-                if worker.chunks and worker.chunks[0][0] in done:
-                    self._collect(worker)
-
-    def _feed(self, worker: _Worker) -> None:
-        while len(worker.chunks) < _AHEAD and (chunk := self._next_chunk()) is not None:
-            ref = worker.actor.answer_all.remote(list(chunk.rows))
-            worker.chunks.append((ref, chunk))
-
-    def _next_chunk(self) -> _Chunk | None:
-        if self._again:
-            return self._again.popleft()
-        rows = list(islice(self._rows, _CHUNK))
-        return _Chunk(rows) if rows else None
-
-    def _collect(self, worker: _Worker) -> None:
-        ref, _ = worker.chunks[0]
-        try:
-            answers = self._ray.get(ref)
-        except self._ray.exceptions.RayActorError as error:
-            self._replace(worker, error)
-            return
-        worker.chunks.popleft()
-        self._deaths_in_a_row = 0
-        self._write(answers)
-
-    def _replace(self, worker: _Worker, error: Exception) -> None:
-        """A worker has died: over the first of its chunks, as far as can be told."""
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
-            raise BackendError(
-                "workers die before they answer anything",
-                found=_reason(error),
-                fix="see that the engine directory has the same path on every machine, and that a"
-                " worker has memory enough (fewer --workers)",
-            ) from error
-        first, *others = (chunk for _, chunk in worker.chunks)
-        worker.chunks.clear()
-        self._again.extendleft(reversed([*self._smaller(first), *others]))
-        worker.actor = self._make()
-
-    def _smaller(self, chunk: _Chunk) -> list[_Chunk]:
-        """The rows of a chunk one by one; one that has killed too often is given up."""
-        deaths = chunk.deaths + 1
-        if len(chunk.rows) > 1:
-            return [_Chunk([row], deaths) for row in chunk.rows]
-        if deaths < _TRIES + 1:
-            return [_Chunk(chunk.rows, deaths)]
-        self._write([failed_answer(row.key, "its worker died every time") for row in chunk.rows])
-        self._deaths_in_a_row = 0
-        return []
-
-
 def _connect(ray: ModuleType, cluster: ClusterOptions) -> None:
     quiet = {"log_to_driver": False, "configure_logging": False}
     try:
         if cluster.address is not None:
+            _probe(cluster.address)
             ray.init(address=cluster.address, **quiet)
         else:
             cpus = max(os.cpu_count() or 1, int(cluster.workers * cluster.cpus + 0.99))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise BackendError(
             "no Ray cluster can be reached" if cluster.address else "Ray does not start",
             found=str(error).strip().splitlines()[0][:200],
@@ -209,9 +130,60 @@ def _connect(ray: ModuleType, cluster: ClusterOptions) -> None:
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+def _probe(address: str) -> None:
+    """Ray tries for minutes to reach an address where nothing listens."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"{address} is no address: HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"{address}: {error}") from error
+
+
+class _Head:
+    """Whether the cluster is still there: a minute after it is not, Ray ends this process."""
+
+    def __init__(self, ray: ModuleType) -> None:
+        self._address = str(ray.get_runtime_context().gcs_address)
+        self._seen = monotonic()
+
+    def check(self) -> None:
+        """Called while nothing comes back.
+
+        Raises:
+            ConnectionError: if it could not be reached for some time.
+        """
+        try:
+            _probe(self._address)
+            self._seen = monotonic()
+        except ConnectionError:
+            if monotonic() - self._seen > _LOST_S:
+                raise
+
+
+def _check_room(ray: ModuleType, cluster: ClusterOptions) -> None:
+    """Ray waits without a word for room that the cluster has not got."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(_room(machine, cluster) for machine in machines)
+    if room == 0:
+        cpus = max((machine.get("CPU", 0) for machine in machines), default=0)
+        gpus = max((machine.get("GPU", 0) for machine in machines), default=0)
+        raise BackendError(
+            "no machine of the Ray cluster has room for a worker",
+            expected=f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs",
+            found=f"{cpus:g} CPUs and {gpus:g} GPUs at most",
+            fix="ask for less (--cpus-per-worker, --gpus-per-worker), or ray start --num-cpus N"
+            " --num-gpus N on a machine where Ray does not see what there is",
+        )
+    if room < cluster.workers:
+        _log.warning("the cluster has room for %d of %d workers", room, cluster.workers)
+
+
+def _room(machine: dict[str, float], cluster: ClusterOptions) -> int:
+    """How many workers one machine takes."""
+    asked = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    counts = [machine.get(name, 0) // number for name, number in asked.items() if number]
+    return int(min(counts, default=cluster.workers))

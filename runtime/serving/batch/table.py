@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,14 +32,22 @@ class Columns:
     """Names of the columns.
 
     Attributes:
-        key: What tells rows apart; may be missing.
+        key: What tells rows apart; may be missing under its usual name.
         image: Path (relative to the input's folder), bytes, or a list of them.
-        prompt: The question of a row; may be missing where there is one for all.
+        prompt: The question of a row; may be missing under its usual name, where there is one
+            for all.
     """
 
     key: str = "id"
     image: str = "image"
     prompt: str = "prompt"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """What every row must have: nobody gives a column another name that is not there."""
+        usual = Columns()
+        named = ((self.key, usual.key), (self.prompt, usual.prompt))
+        return (self.image, *(name for name, default in named if name != default))
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,16 @@ class Table(ABC):
             )
         return keys
 
+    def _key(self, value: object, where: str) -> str:
+        if value is None:
+            raise DatasetError(
+                f"{where} has no key",
+                expected=f"a value of {self.columns.key!r} in every row",
+                found="null",
+                fix="--key-column COLUMN names the column that tells rows apart",
+            )
+        return str(value)
+
     def _row(self, key: str, record: Mapping[str, Any]) -> Row:
         value, prompt = record.get(self.columns.image), record.get(self.columns.prompt)
         if prompt is None:
@@ -150,11 +169,13 @@ class JsonLines(Table):
     def keys(self) -> Iterator[str]:
         """Every line is parsed."""
         keyed = self.has_keys
+        required = {*self.columns.required, *((self.columns.key,) if keyed else ())}
         for number, record in self._records():
-            self._require(record, self.columns.image, number)
-            if keyed:
-                self._require(record, self.columns.key, number)
-            yield str(record[self.columns.key]) if keyed else str(number)
+            where = f"{self.path}, line {number}"
+            for column in sorted(required):
+                if column not in record:
+                    raise _missing_column(where, column, sorted(record))
+            yield self._key(record[self.columns.key], where) if keyed else str(number)
 
     def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
         """Parsed as they are asked for."""
@@ -188,10 +209,6 @@ class JsonLines(Table):
             )
         return record
 
-    def _require(self, record: Mapping[str, Any], column: str, number: int) -> None:
-        if column not in record:
-            raise _missing_column(f"{self.path}, line {number}", column, sorted(record))
-
 
 class Parquet(Table):
     """A Parquet file, or a folder of them; needs pyarrow."""
@@ -208,42 +225,53 @@ class Parquet(Table):
 
     def keys(self) -> Iterator[str]:
         """Only the column of keys is read, and the names of the others."""
-        pyarrow, keyed, number = import_pyarrow(), self.has_keys, 0
+        keyed, number = self.has_keys, 0
+        required = {*self.columns.required, *((self.columns.key,) if keyed else ())}
         for file in self.files:
             names = self._names(file)
-            for column in (self.columns.image, *((self.columns.key,) if keyed else ())):
+            for column in sorted(required):
                 if column not in names:
                     raise _missing_column(str(file), column, names)
-            if keyed:
-                column = pyarrow.parquet.read_table(file, columns=[self.columns.key])
-                yield from map(str, column[0].to_pylist())
-            else:
-                count = pyarrow.parquet.read_metadata(file).num_rows
-                yield from map(str, range(number, number + count))
-                number += count
+            with _reading(file) as pyarrow:
+                if keyed:
+                    column = pyarrow.parquet.read_table(file, columns=[self.columns.key])[0]
+                    for place, value in enumerate(column.to_pylist(), start=1):
+                        yield self._key(value, f"{file}, row {place}")
+                else:
+                    count = pyarrow.parquet.read_metadata(file).num_rows
+                    yield from map(str, range(number, number + count))
+                    number += count
 
     def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
         """Read a few at a time: pictures may stand in them."""
-        pyarrow, keyed, number = import_pyarrow(), self.has_keys, 0
+        keyed, number = self.has_keys, 0
         names = self.columns
         for file in self.files:
             wanted = [n for n in (names.key, names.image, names.prompt) if n in self._names(file)]
-            opened = pyarrow.parquet.ParquetFile(file)
-            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=wanted):
-                for record in batch.to_pylist():
-                    key = str(record[names.key]) if keyed else str(number)
-                    number += 1
-                    if key not in skip:
-                        yield self._row(key, record)
+            with _reading(file) as pyarrow:
+                opened = pyarrow.parquet.ParquetFile(file)
+                for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+                    for record in batch.to_pylist():
+                        key = str(record[names.key]) if keyed else str(number)
+                        number += 1
+                        if key not in skip:
+                            yield self._row(key, record)
 
     def _names(self, file: Path) -> list[str]:
-        pyarrow = import_pyarrow()
-        try:
+        with _reading(file) as pyarrow:
             return list(pyarrow.parquet.read_schema(file).names)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DatasetError(
-                f"{file} is not a Parquet file", found=str(error).splitlines()[0]
-            ) from error
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[ModuleType]:
+    """Pyarrow, whose errors are about ``file``."""
+    pyarrow = import_pyarrow()
+    try:
+        yield pyarrow
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DatasetError(
+            f"{file} cannot be read as Parquet", found=str(error).partition("\n")[0]
+        ) from error
 
 
 class Pictures(Table):
@@ -318,7 +346,7 @@ def _missing_column(where: str, column: str, found: list[str]) -> DatasetError:
         f"{where} has no column {column!r}",
         expected=column,
         found=", ".join(map(repr, found)) or "no column",
-        fix="--image-column and --key-column name the columns",
+        fix="--image-column, --key-column and --prompt-column name the columns",
     )
 
 

@@ -76,6 +76,15 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         store(tmp_path)
     with pytest.raises(OptionError, match="is a file"):
         store(tmp_path / "thesis.txt")
+    with pytest.raises(OptionError, match="cannot be made"):
+        store(tmp_path / "thesis.txt" / "out")
+
+
+def test_run_that_answers_nothing_leaves_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "out", "", complete=False)
+    assert not (tmp_path / "out").exists()
+    write(tmp_path, "", complete=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_second_writer_is_refused(tmp_path: Path) -> None:

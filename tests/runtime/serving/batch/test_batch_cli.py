@@ -1,9 +1,8 @@
-"""``divprune-batch`` whole: in the process, and on a local Ray cluster where Ray is installed."""
+"""``divprune-batch`` whole, in the process; test_cluster.py has what needs Ray."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -112,9 +111,13 @@ def test_folder_of_pictures_to_parquet(rows: Path, engine_dir: Path, tmp_path: P
     "arguments,message",
     [
         (["--image-column", "file"], "no column 'file'"),
+        (["--key-column", "name"], "no column 'name'"),
+        (["--prompt-column", "question"], "no column 'question'"),
         (["--keep", "0.9"], "--keep"),
         (["--keep", "half"], "--keep"),
         (["--workers", "0"], "--workers"),
+        (["--workers", "2", "--cpus-per-worker=-1"], "--cpus-per-worker"),
+        (["--gpus-per-worker", "nan"], "--gpus-per-worker"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
     ],
 )
@@ -128,6 +131,16 @@ def test_what_cannot_be_run_is_refused_before_anything_is_loaded(
 ) -> None:
     assert main([str(engine_dir), str(rows), str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_below_the_input_are_refused(
+    rows: Path, engine_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    assert run(engine_dir, rows.parent, rows.parent / "deep" / "answers.parquet") == 2
+    assert "is a folder of INPUT" in capsys.readouterr().err
+    assert not (rows.parent / "deep").exists()
 
 
 def test_output_of_another_run_is_refused(
@@ -199,77 +212,3 @@ def test_interrupted_run_says_so_and_goes_on(
     assert process.wait(SECONDS) in (0, 130)
     finish(start(engine_dir, rows, tmp_path / "out"))
     check(tmp_path / "out", expected)
-
-
-def ray_workers(session: int) -> list[int]:
-    """Processes of a run's workers."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-                if b"ray::Answerer" in title and os.getsid(int(entry.name)) == session:
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-@pytest.fixture
-def ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="the extra batch is not installed")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-
-@pytest.mark.usefixtures("ray_environment")
-def test_two_workers_give_the_same_answers(
-    rows: Path, engine_dir: Path, tmp_path: Path, expected: dict[str, str]
-) -> None:
-    finish(start(engine_dir, rows, tmp_path / "out", "--workers", 2))
-    check(tmp_path / "out", expected)
-
-
-@pytest.mark.usefixtures("ray_environment")
-def test_workers_that_die_cost_no_row(
-    rows: Path, engine_dir: Path, tmp_path: Path, expected: dict[str, str]
-) -> None:
-    process = start(engine_dir, rows, tmp_path / "out", "--workers", 2)
-    killed = 0
-    for _ in range(3):
-        until_more(tmp_path / "out", process, 10)
-        workers = ray_workers(process.pid)
-        if workers and process.poll() is None:
-            os.kill(workers[0], signal.SIGKILL)
-            killed += 1
-    finish(process)
-    assert killed
-    check(tmp_path / "out", expected)
-
-
-@pytest.mark.usefixtures("ray_environment")
-def test_cluster_that_is_killed_whole_goes_on_with_the_next_run(
-    rows: Path, engine_dir: Path, tmp_path: Path, expected: dict[str, str]
-) -> None:
-    process = start(engine_dir, rows, tmp_path / "out", "--workers", 2)
-    until_more(tmp_path / "out", process, 20)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                same = os.getsid(int(entry.name)) == process.pid
-            except OSError:
-                continue
-            if same:
-                os.kill(int(entry.name), signal.SIGKILL)
-    process.wait()
-    finish(start(engine_dir, rows, tmp_path / "out", "--workers", 2))
-    check(tmp_path / "out", expected)
-
-
-@pytest.mark.usefixtures("ray_environment")
-def test_engine_that_no_worker_can_load_ends_the_run(
-    rows: Path, engine_dir: Path, tmp_path: Path
-) -> None:
-    process = start(engine_dir, rows, tmp_path / "out", "--workers", 2, "--backend", "tensorrt")
-    _, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 2
-    assert "workers die before they answer" in err

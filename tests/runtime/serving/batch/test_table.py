@@ -89,6 +89,17 @@ def test_missing_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
     assert "'picture'" in message
 
 
+def test_column_that_was_named_must_be_there(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"id": 1, "image": "x"})
+    assert "no column 'question'" in refused(path, prompt="question")
+    assert "no column 'name'" in refused(path, key="name")
+
+
+def test_row_without_a_key_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"id": 1, "image": "x"}, {"id": None, "image": "y"})
+    assert "line 2 has no key" in refused(path)
+
+
 def test_same_key_twice_is_refused(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", {"id": 1, "image": "x"}, {"id": "1", "image": "y"})
     assert "'1' twice" in refused(path)
@@ -127,12 +138,39 @@ def test_parquet_gives_paths_bytes_and_pictures_of_datasets(tmp_path: Path) -> N
         b"3",
         str(tmp_path / "x.png"),
     ]
-    assert "has no column 'file'" in refused(tmp_path, image="file")
-    assert table(tmp_path, key="none").checked_keys() == ["0", "1", "2", "3"]
+    for column in ("key", "image", "prompt"):
+        assert "has no column 'file'" in refused(tmp_path, **{column: "file"})
 
 
-def test_unreadable_parquet_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+def test_rows_of_parquet_are_counted_where_there_is_no_key(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("a", "b"):
+        parquet.write_table(pyarrow.table({"image": [name, name]}), tmp_path / f"{name}.parquet")
+    assert table(tmp_path).checked_keys() == ["0", "1", "2", "3"]
+    assert [row.key for row in table(tmp_path).rows(skip={"1"})] == ["0", "2", "3"]
+
+
+@pytest.fixture
+def parquet_file(tmp_path: Path) -> Path:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
-    path.write_bytes(b"PAR1 not really")
-    assert "not a Parquet file" in refused(path)
+    parquet.write_table(pyarrow.table({"id": ["a", "b"], "image": ["x", "y"]}), path)
+    return path
+
+
+def test_unreadable_parquet_is_refused(parquet_file: Path) -> None:
+    whole = parquet_file.read_bytes()
+    for data in (b"", b"PAR1 not really", whole[: len(whole) // 2]):
+        parquet_file.write_bytes(data)
+        assert "cannot be read as Parquet" in refused(parquet_file)
+
+
+def test_parquet_whose_pages_are_damaged_is_refused(parquet_file: Path) -> None:
+    data = bytearray(parquet_file.read_bytes())
+    data[4:40] = b"\xff" * 36
+    parquet_file.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"a\.parquet cannot be read as Parquet"):
+        list(table(parquet_file).rows())
+    assert "cannot be read as Parquet" in refused(parquet_file)
