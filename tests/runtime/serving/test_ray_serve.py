@@ -19,7 +19,22 @@ import pytest
 
 from divprune.runtime.errors import OptionError
 from divprune.runtime.serving.ray_app import RayOptions
-from tests.runtime.serving.serving_process import ServingProcess, noise_png, picture_part
+from tests.runtime.serving.conftest import KEYS
+from tests.runtime.serving.serving_process import (
+    Reply,
+    ServingProcess,
+    noise_png,
+    picture_part,
+)
+
+# The clients of the server's tests are put to the replicas as well.
+from tests.runtime.serving.test_clients import (
+    PICTURE,
+    expected,  # noqa: F401
+    test_langchain,  # noqa: F401
+    test_openai_for_node,  # noqa: F401
+    test_openai_for_python,  # noqa: F401
+)
 
 SECONDS = 150
 QUESTION = [picture_part(noise_png(0)), {"type": "text", "text": "What is this?"}]
@@ -53,6 +68,7 @@ class RayServer(ServingProcess):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env=os.environ | {"DIVPRUNE_API_KEY": KEYS[0]},
         )
         self.log: list[str] = []
         timer = threading.Timer(SECONDS, self.kill)
@@ -66,6 +82,12 @@ class RayServer(ServingProcess):
             raise AssertionError("".join(self.log)[-3000:])
         timer.cancel()
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
+
+    def request(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None = None
+    ) -> Reply:
+        key = {"Authorization": f"Bearer {KEYS[0]}"}
+        return super().request(method, path, body, {**key, **(headers or {})})
 
     def members(self) -> Iterator[tuple[int, bytes]]:
         """Processes of the cluster and what they call themselves."""
@@ -105,6 +127,12 @@ def ray_server(engine_dir: Path) -> Iterator[RayServer]:
     server.kill()
 
 
+@pytest.fixture
+def arguments(ray_server: RayServer, expected: Any) -> list[str]:  # noqa: F811
+    """For the clients."""
+    return [ray_server.url, KEYS[0], ray_server.model, PICTURE, expected.text[2:4]]
+
+
 def test_answers_and_errors_are_those_of_the_server(
     ray_server: RayServer, server: ServingProcess
 ) -> None:
@@ -113,13 +141,14 @@ def test_answers_and_errors_are_those_of_the_server(
         there = server.chat(QUESTION, max_tokens=8, **fields)
         assert here.answer == there.answer
     assert ray_server.get("/v1/models").json["data"][0]["id"] == ray_server.model
+    assert ray_server.chat(QUESTION, key="another").status == 401
     reply = ray_server.chat(QUESTION, n=2)
     assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
     assert ray_server.get("/").headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_replica_that_dies_under_load_costs_only_what_it_had(ray_server: RayServer) -> None:
-    expected = ray_server.chat(QUESTION, max_tokens=40).answer
+    right = ray_server.chat(QUESTION, max_tokens=40).answer
     before = ray_server.replicas()
     assert len(before) == 2
     statuses: Counter[str] = Counter()
@@ -134,7 +163,7 @@ def test_replica_that_dies_under_load_costs_only_what_it_had(ray_server: RayServ
                 continue
             statuses[str(reply.status)] += 1
             if reply.status == 200:
-                assert reply.answer == expected
+                assert reply.answer == right
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
