@@ -24,7 +24,6 @@ OF_ONE_SAMPLE = (ImageError, PromptError, NumericalError)
 """Errors that say something about one picture or question, not about all that follow."""
 
 
-
 def log_header(run: EngineRun, dataset: Dataset, options: EvalOptions) -> dict[str, Any]:
     """Everything that answers depend on; a log is continued only by a run with equal values."""
     from divprune.runtime.backends import choose_device
