@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,6 @@ def import_ray() -> ModuleType:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Each try to reach a cluster takes 40 s; Ray's own number of them is 20.
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     try:
         return import_module("ray")
     except ImportError as error:
@@ -131,9 +130,9 @@ def _connect(ray: ModuleType, cluster: ClusterOptions) -> None:
 
 
 def _probe(address: str) -> None:
-    """Ray tries for minutes to reach an address where nothing listens."""
-    if address == "auto":
-        return
+    """Ray tries for a quarter of an hour to reach an address where nothing listens."""
+    if address == "auto" and not (address := _last_cluster()):
+        return  # Ray says so itself
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"{address} is no address: HOST:PORT, ray://HOST:PORT or auto")
@@ -141,6 +140,12 @@ def _probe(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise ConnectionError(f"{address}: {error}") from error
+
+
+def _last_cluster() -> str:
+    """What ``auto`` stands for: named by the environment, or written down by ``ray start``."""
+    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    return os.environ.get("RAY_ADDRESS") or (file.read_text().strip() if file.is_file() else "")
 
 
 class _Head:

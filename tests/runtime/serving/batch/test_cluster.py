@@ -157,6 +157,23 @@ def test_more_workers_than_the_cluster_holds_are_said_and_do_not_keep_rows(
     assert "room for 2 of 4 workers" in caplog.text
 
 
+def test_auto_finds_a_cluster_and_refuses_one_that_is_gone(
+    head: RayHead, engine_dir: Path, table: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    written = tmp_path / "ray" / "ray_current_cluster"
+    written.parent.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        written.write_text(f"127.0.0.1:{free.getsockname()[1]}")
+        assert run(engine_dir, table, tmp_path / "out", "--address", "auto") == 2
+    assert "no Ray cluster can be reached" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    assert run(engine_dir, table, tmp_path / "out", "--address", "auto") == 0
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
