@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from divprune.export.checkpoint.source import resolve_model  # noqa: E402
-from divprune.export.output.progress import Progress  # noqa: E402
+from divprune.export.graphs.progress import Progress  # noqa: E402
 from divprune.export.planning.options import ExportOptions  # noqa: E402
 from divprune.export.planning.plan import make_plan  # noqa: E402
 from divprune.export.selection import get_selector  # noqa: E402

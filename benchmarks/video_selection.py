@@ -78,8 +78,8 @@ def write_model(path: Path, name: str, width: int) -> Path:
 
     from divprune.export.selection import get_selector
     from divprune.export.selection.protocol import Setting
+    from divprune.export.selection.selection_graph import write_selection
     from divprune.export.selection.similarity import MAX_GRAM_TOKENS
-    from divprune.export.vision.selection_graph import write_selection
 
     most = MAX_GRAM_TOKENS + (1 if name == ON_DEMAND else 0)
     selector = get_selector("divprune", Setting(max_tokens=most))

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from divprune.export.graphs.files import ir_version
 from divprune.export.graphs.writer import GraphWriter
+from divprune.export.selection.selection_graph import KEPT_SLOTS
 from divprune.export.selection.sizes import KEPT, TOKENS, Size, size_of
-from divprune.export.vision.selection_graph import KEPT_SLOTS
 from divprune.runtime.directory.manifest import CACHE_LENGTH
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import numpy as np
 
 from divprune.export.planning.plan import ExportPlan
 from divprune.export.selection import InLLMSelector
+from divprune.export.selection.selection_graph import KEPT_SLOTS
 from divprune.export.selection.sizes import TOKENS
 from divprune.export.verify.comparison import check_distinct, check_regret
 from divprune.export.verify.subgraph import make_session, run_session
-from divprune.export.vision.selection_graph import KEPT_SLOTS
 from divprune.runtime.directory.manifest import CACHE_LENGTH
 from divprune.runtime.errors import NumericalError
 

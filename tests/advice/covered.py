@@ -117,7 +117,7 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "export/selection/downsample.py::Downsample.count::'--selector divprune'",
         "export/selection/fixed_order.py::FixedOrder.write_order::'--selector divprune'",
         'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',
-        "export/vision/selection_graph.py::_sizes::'--selector divprune'",
+        "export/selection/selection_graph.py::_sizes::'--selector divprune'",
         "export/vision/signals.py::resolve_signals::'--selector divprune, or another that needs none'",
         "runtime/backends/onnxruntime/decoder.py::DecoderSession.run::'ask for fewer tokens, or take a larger --max-seq-len'",
         "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",

@@ -103,12 +103,13 @@ def choose_keeps(
     selector = manifest.selector
     total = num_image_tokens or selector.num_image_tokens
     by_count: dict[int, Keep] = {}
-    unknown = set[AutoKeep]()
+    unknown: list[AutoKeep] = []
     notes = []
     for keep in asked or (selector.keep,):
         rule = KeepRule.of(manifest, keep)
         if isinstance(keep, AutoKeep) and cover is None:
-            unknown.add(keep)
+            if keep not in unknown:
+                unknown.append(keep)
             continue
         count = rule.count(total, cover)
         if by_count.setdefault(count, keep) != keep:
@@ -119,7 +120,8 @@ def choose_keeps(
     else:
         notes.append("exported without the baseline: nothing can be compared with keep 1.0")
     known = (by_count[count] for count in sorted(by_count))
-    return (*sorted(unknown, key=lambda keep: keep.cover), *known), notes
+    unknown.sort(key=lambda keep: keep.cover)
+    return (*unknown, *known), notes
 
 
 def common_limit(

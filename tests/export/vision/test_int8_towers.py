@@ -13,7 +13,7 @@ from qwen_checkpoints import write_qwen_checkpoint
 from tiled_checkpoints import write_tiled_checkpoint
 
 from divprune.export.checkpoint.source import ModelSource
-from divprune.export.output.progress import Progress
+from divprune.export.graphs.progress import Progress
 from divprune.export.planning.options import ExportOptions
 from divprune.export.planning.plan import make_plan
 from divprune.export.verify.vision import check_vision
