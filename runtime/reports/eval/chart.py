@@ -153,7 +153,7 @@ def _panels(rows: Sequence[Row], y_range: tuple[float, float]) -> Iterator[_Pane
         (
             "visual tokens, mean over the decoder layers",
             lambda count: (math.log(count) - ends[0]) / (ends[1] - ends[0]),
-            [(count, f"{count:.4g}") for count in _apart(counts)],
+            [(count, f"{round(count, 1):g}") for count in _apart(counts)],
         ),
         (
             "median time to first token, ms",

@@ -105,7 +105,7 @@ def _cost_table(report: EvalReport) -> Table:
             row.asked,
             _NONE if row.ttft_ms is None else f"{row.ttft_ms:.1f}",
             f"{row.text_tokens + row.num_kept:.1f}",
-            f"{row.layer_tokens:.4g}",
+            f"{round(row.layer_tokens, 1):g}",
             f"{row.paper_flops / 1e9:.4g}",
             f"{100 * row.paper_ratio:.1f} %",
             f"{row.macs / 1e9:.4g}",
