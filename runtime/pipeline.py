@@ -12,7 +12,7 @@ from divprune.runtime.backends import load_backend
 from divprune.runtime.backends.onnxruntime.backend import ROWS_ON_CPU
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
-from divprune.runtime.errors import EngineDirectoryError, OptionError
+from divprune.runtime.errors import EngineDirectoryError
 from divprune.runtime.families import MediaKind, Prepared, VideoFrames, load_family
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.encoded_image import EncodedImage
@@ -25,7 +25,7 @@ from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens, take_kept
 from divprune.runtime.generation.media_encoder import MediaEncoder, PreparedMedium
 from divprune.runtime.generation.picture_cache import PictureCache
-from divprune.runtime.generation.prefiller import Prefiller
+from divprune.runtime.generation.prefiller import Prefiller, Started
 from divprune.runtime.generation.prefix import row_keys
 from divprune.runtime.generation.processors import make_processor
 from divprune.runtime.generation.result import ImageResult
@@ -33,9 +33,8 @@ from divprune.runtime.generation.rows import PromptRows, prune_prompt
 from divprune.runtime.generation.sampling import Sampler, SamplingOptions
 from divprune.runtime.generation.stop_text import validate_stop
 from divprune.runtime.generation.stopwatch import Stopwatch
-from divprune.runtime.inputs.chat_template import ChatTemplate, read_template
-from divprune.runtime.inputs.messages import Medium, question, read_messages
-from divprune.runtime.inputs.prompt import Prompt, build_prompt
+from divprune.runtime.inputs.messages import Medium, as_pictures, question, read_messages
+from divprune.runtime.inputs.prompt_writer import PromptWriter
 from divprune.runtime.inputs.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
@@ -45,12 +44,12 @@ if TYPE_CHECKING:
     from divprune.runtime.backends import Backend
     from divprune.runtime.directory.keep import AutoKeep
     from divprune.runtime.directory.manifest import Manifest
-    from divprune.runtime.inputs.messages import Conversation
+    from divprune.runtime.inputs.prompt import Prompt
 
     Picture = str | Path | bytes | Image.Image
     EncodedOrPicture = Picture | EncodedImage
 
-__all__ = ["Pipeline", "as_pictures"]
+__all__ = ["Pipeline"]
 
 _GREEDY = SamplingOptions()
 _PICTURE_CACHE_BYTES = 256 << 20
@@ -82,11 +81,7 @@ class Pipeline:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             directory.file(name)  # refused if nobody has checked it
         self._tokenizer = TextTokenizer.from_dir(directory.path)
-        template = read_template(directory.file("chat_template.jinja"))
-        video_template = self.manifest.model.facts.get("video_template") or template
-        specials = self._tokenizer.special_tokens
-        self._template = ChatTemplate(template, specials)
-        self._video_template = ChatTemplate(video_template, specials)
+        self._prompts = PromptWriter(directory, self.family.placeholders, self._tokenizer)
         self._encoder = MediaEncoder(
             self.manifest, self.family, backend, PictureCache(picture_cache_bytes)
         )
@@ -198,56 +193,29 @@ class Pipeline:
         if not reuse:
             self.forget()
         opened = [self._encoder.open(medium, fps) for medium in conversation.media]
-        num_pictures = sum(medium.kind == "image" for medium in conversation.media)
         clock = Stopwatch()
+        num_pictures = conversation.num_pictures
         media = [
             self._encoder.prepare(each, num_media=num_pictures, num_frames=num_frames, scope=scope)
             for each in opened
         ]
-        prepared = [each.prepared for each in media]
-        prompt = self._write(conversation, prepared)
-        positions, next_position = self.family.positions(prompt.is_visual, prepared)
+        prompt = self._prompts.write(conversation, [each.prepared for each in media])
         self._check_fits(prompt, media, rule)
         clock.lap("preprocess")
-        # Inside the LLM every token enters; the front layers process all of them.
-        inside = self.manifest.selector.inside_llm
-        kept = []
-        for each in media:
-            _stop_if(interrupted)
-            kept.append(self._encode(each, rule, everything=inside))
-        _stop_if(interrupted)
+        kept = self._encode(media, rule, interrupted)
         clock.lap("vision")
         _add_earlier_time(clock.laps, media)
-        rows = prune_prompt(
-            prompt,
-            [each.indices for each in kept],
-            positions,
-            next_position,
-            self.manifest.selector.positions,
-        )
+        rows = self._prune(prompt, media, kept)
         limit = self._answer_limit(rows, max_new_tokens)
         sampler = Sampler(sampling, make_processor(self._rules, sampling, prompt.ids, limit))
-        digests = [each.digest for each in media]
-        keys = row_keys(rows, digests, [each.indices.tolist() for each in kept], scope)
-        if inside and media:
+        if self.manifest.selector.inside_llm and media:
             started = self._prefiller.prefill_pruned(rows, kept, rule, sampler, clock)
         else:
+            places = [each.indices.tolist() for each in kept]
+            keys = row_keys(rows, [each.digest for each in media], places, scope)
             started = self._prefiller.prefill(rows, kept, keys, sampler, clock, scope)
-        prefill = Prefill(
-            images=tuple(
-                _image_result(each, medium, num_pictures)
-                for each, medium in zip(started.kept, media, strict=True)
-            ),
-            prompt_tokens=len(rows),
-            cached_tokens=started.cached,
-            first_token=started.first_token,
-            laps=clock.laps,
-            selection_ms=started.selection_ms,
-            kv_cache=self.manifest.kv_cache_bytes,
-            backend=self.backend.name,
-        )
         return Generation(
-            prefill,
+            self._record(rows, media, num_pictures, started, clock),
             step=started.step,
             sampler=sampler,
             stream=self._tokenizer.stream(),
@@ -273,11 +241,10 @@ class Pipeline:
             PromptError: if messages have another form.
             ImageError: if a picture or video cannot be read.
         """
-        media = read_messages(messages).media
-        num_pictures = sum(medium.kind == "image" for medium in media)
-        for medium in media:
+        conversation = read_messages(messages)
+        for medium in conversation.media:
             opened = self._encoder.open(medium)
-            self._encoder.encode_ahead(opened, num_media=num_pictures, scope=scope)
+            self._encoder.encode_ahead(opened, num_media=conversation.num_pictures, scope=scope)
 
     def generate(
         self,
@@ -352,10 +319,7 @@ class Pipeline:
         Raises:
             PromptError: if the prompt cannot be built.
         """
-        stand_in = _StandIn(self.family.placeholders["image"])
-        conversation = read_messages(question(prompt, ["picture"] * num_images))
-        ids: list[int] = self._write(conversation, [stand_in] * num_images).ids.tolist()
-        return ids
+        return self._prompts.question_ids(prompt, num_images)
 
     def count_text_tokens(self, prompt: str, num_images: int = 1) -> int:
         """Tokens of ``prompt`` around the pictures, with what the chat template adds.
@@ -406,17 +370,6 @@ class Pipeline:
         self._prefiller.forget()
         self._encoder.cache.clear()
 
-    def _write(self, conversation: Conversation, media: Sequence[Prepared | _StandIn]) -> Prompt:
-        has_video = any(medium.kind == "video" for medium in conversation.media)
-        return build_prompt(
-            conversation,
-            media,
-            self.family.placeholders,
-            self._video_template if has_video else self._template,
-            self._tokenizer,
-            self.manifest.model.visual_token_ids,
-        )
-
     def _check_fits(self, prompt: Prompt, media: Sequence[PreparedMedium], rule: KeepRule) -> None:
         """Refuse a prompt that is too long before the vision graph runs, where that is known."""
         counts = [rule.count(each.prepared.num_tokens) for each in media]
@@ -432,10 +385,54 @@ class Pipeline:
                 next_position=total,
             )
 
-    def _encode(self, medium: PreparedMedium, rule: KeepRule, *, everything: bool) -> KeptTokens:
-        features = self._encoder.encode(medium)
-        total = medium.prepared.num_tokens
-        return take_kept(features, total if everything else rule.count(total, features.cover))
+    def _encode(
+        self, media: Sequence[PreparedMedium], rule: KeepRule, interrupted: Callable[[], bool]
+    ) -> list[KeptTokens]:
+        """The tokens of each medium that enter the LLM.
+
+        All of them for a selection inside it: the layers in front process them.
+        """
+        inside = self.manifest.selector.inside_llm
+        kept = []
+        for medium in media:
+            _stop_if(interrupted)
+            features = self._encoder.encode(medium)
+            total = medium.prepared.num_tokens
+            kept.append(take_kept(features, total if inside else rule.count(total, features.cover)))
+        _stop_if(interrupted)
+        return kept
+
+    def _prune(
+        self, prompt: Prompt, media: Sequence[PreparedMedium], kept: Sequence[KeptTokens]
+    ) -> PromptRows:
+        prepared = [each.prepared for each in media]
+        positions, next_position = self.family.positions(prompt.is_visual, prepared)
+        indices = [each.indices for each in kept]
+        mode = self.manifest.selector.positions
+        return prune_prompt(prompt, indices, positions, next_position, mode)
+
+    def _record(
+        self,
+        rows: PromptRows,
+        media: Sequence[PreparedMedium],
+        num_pictures: int,
+        started: Started,
+        clock: Stopwatch,
+    ) -> Prefill:
+        """What is known of an answer once its first token is chosen."""
+        return Prefill(
+            images=tuple(
+                _image_result(kept, each.prepared, num_pictures)
+                for kept, each in zip(started.kept, media, strict=True)
+            ),
+            prompt_tokens=len(rows),
+            cached_tokens=started.cached,
+            first_token=started.first_token,
+            laps=clock.laps,
+            selection_ms=started.selection_ms,
+            kv_cache=self.manifest.kv_cache_bytes,
+            backend=self.backend.name,
+        )
 
     def _answer_limit(self, rows: PromptRows, max_new_tokens: int) -> int:
         return answer_limit(
@@ -476,33 +473,6 @@ def _rows_together(manifest: Manifest) -> int:
     return ROWS_ON_CPU if int8_weights or manifest.prefill_quant is not None else 1
 
 
-class _StandIn:
-    """A picture of one visual token, where only the text around it counts."""
-
-    kind: Literal["image"] = "image"
-    runs = (1,)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
-def as_pictures(
-    images: EncodedOrPicture | Sequence[EncodedOrPicture],
-) -> list[EncodedOrPicture]:
-    """One picture or several as a list.
-
-    Raises:
-        OptionError: if there is none, or standard input is to be read twice.
-    """
-    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    pictures = list(cast("Sequence[EncodedOrPicture]", images if several else [images]))
-    if not pictures:
-        raise OptionError("no picture was given", expected="one or more", found="none")
-    if [str(picture) for picture in pictures if isinstance(picture, (str, Path))].count("-") > 1:
-        raise OptionError("standard input (-) can give one picture only", found="- twice")
-    return pictures
-
-
 def _stop_if(interrupted: Callable[[], bool]) -> None:
     if interrupted():
         raise InterruptedAnswerError
@@ -516,9 +486,8 @@ def _add_earlier_time(laps: dict[str, float], media: Sequence[PreparedMedium]) -
             laps["vision"] += medium.encoded.vision_ms
 
 
-def _image_result(kept: KeptTokens, medium: PreparedMedium, num_media: int) -> ImageResult:
+def _image_result(kept: KeptTokens, prepared: Prepared, num_media: int) -> ImageResult:
     order = None if kept.order is None else tuple(kept.order.tolist())
-    prepared = medium.prepared
     return ImageResult(
         tuple(kept.indices.tolist()),
         kept.num_image_tokens,

@@ -108,7 +108,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """
     from divprune.runtime.cli.overlay_files import check_overlay_options
     from divprune.runtime.errors import OptionError
-    from divprune.runtime.pipeline import as_pictures
+    from divprune.runtime.inputs.messages import as_pictures
 
     given = {
         "IMAGE": bool(arguments.images),

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
-from divprune.runtime.errors import PromptError
+from divprune.runtime.errors import OptionError, PromptError
 
-__all__ = ["Conversation", "Medium", "question", "read_messages"]
+__all__ = ["Conversation", "Medium", "as_pictures", "question", "read_messages"]
+
+_Source = TypeVar("_Source")
 
 _ROLES = ("system", "user", "assistant")
 _SOURCES = {
@@ -63,6 +66,11 @@ class Conversation:
     media: tuple[Medium, ...]
 
     @property
+    def num_pictures(self) -> int:
+        """Pictures among the media; videos are not counted."""
+        return sum(medium.kind == "image" for medium in self.media)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """Every text of the conversation."""
         return tuple(
@@ -71,6 +79,21 @@ class Conversation:
             for part in message["content"]
             if part["type"] == "text"
         )
+
+
+def as_pictures(images: _Source | Sequence[_Source]) -> list[_Source]:
+    """One picture or several as a list.
+
+    Raises:
+        OptionError: if there is none, or standard input is to be read twice.
+    """
+    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    pictures = list(cast("Sequence[_Source]", images if several else [images]))
+    if not pictures:
+        raise OptionError("no picture was given", expected="one or more", found="none")
+    if [str(picture) for picture in pictures if isinstance(picture, (str, Path))].count("-") > 1:
+        raise OptionError("standard input (-) can give one picture only", found="- twice")
+    return pictures
 
 
 def question(text: str, media: Sequence[Any], system: str | None = None) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from divprune.runtime.errors import (
     PromptError,
 )
 from divprune.runtime.generation.generation import InterruptedAnswerError
+from divprune.runtime.inputs.messages import as_pictures
 from divprune.runtime.inputs.tokenization import TextTokenizer
-from divprune.runtime.pipeline import as_pictures
 from tests.runtime.engine_copies import copy_engine, read_manifest
 
 pytest.importorskip("onnxruntime")
