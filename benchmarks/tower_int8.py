@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from divprune.export.checkpoint.source import resolve_model  # noqa: E402
 from divprune.export.graphs.progress import Progress  # noqa: E402
+from divprune.export.planning.make_plan import make_plan  # noqa: E402
 from divprune.export.planning.options import ExportOptions  # noqa: E402
-from divprune.export.planning.plan import make_plan  # noqa: E402
 from divprune.export.selection import get_selector  # noqa: E402
 from divprune.export.vision.graphs import write_vision_graphs  # noqa: E402
 from divprune.runtime.directory.keep import kept_count  # noqa: E402

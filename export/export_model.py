@@ -22,8 +22,9 @@ from divprune.export.output.make_manifest import make_manifest
 from divprune.export.output.staging import check_free_space, stage_directory
 from divprune.export.output.summary import ExportSummary
 from divprune.export.output.tensorrt_graphs import write_tensorrt_graphs
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import ExportPlan, make_plan
+from divprune.export.planning.plan import ExportPlan
 from divprune.export.planning.room import check_room
 from divprune.export.selection.in_llm_graph import write_in_llm_selection
 from divprune.export.verify import check_onnxruntime, verify_export

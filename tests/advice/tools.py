@@ -64,7 +64,7 @@ def _plan_export(words: list[str]) -> int:
     """Options, checkpoint and cache of an export are checked; nothing is written."""
     from divprune.export.checkpoint.source import resolve_model
     from divprune.export.cli import add_arguments, read_options
-    from divprune.export.planning.plan import make_plan
+    from divprune.export.planning.make_plan import make_plan
     from divprune.export.planning.room import check_room
     from divprune.runtime.cli.main_guard import ToolParser, run_tool
 

@@ -11,8 +11,8 @@ import transformers
 
 from divprune.export.checkpoint.source import resolve_model
 from divprune.export.export_model import export_model
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import make_plan
 from divprune.export.planning.room import check_room, longest_sequence
 from divprune.runtime.errors import DivPruneError, OptionError, UnsupportedError
 

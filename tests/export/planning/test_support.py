@@ -9,8 +9,8 @@ from tiled_checkpoints import write_tiled_checkpoint
 
 from divprune.export.checkpoint.source import ModelSource
 from divprune.export.families import model_types
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import make_plan
 from divprune.export.planning.support import FAMILIES, family_of, render, selectors_of
 from divprune.export.selection import IN_LLM_FLAGS, selector_names
 from divprune.runtime.errors import DivPruneError, UnsupportedError

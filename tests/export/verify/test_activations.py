@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from divprune.export.checkpoint.source import resolve_model
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import make_plan
 from divprune.export.verify.activations import Largest, check_half, watch_activations
 from divprune.export.verify.vision import check_vision
 from divprune.runtime.errors import DivPruneError, NumericalError

@@ -17,8 +17,9 @@ from divprune.export.checkpoint.source import resolve_model
 from divprune.export.decoder.dialects import get_dialect
 from divprune.export.export_model import export_model
 from divprune.export.graphs.progress import Advance, Progress
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import ExportPlan, make_plan
+from divprune.export.planning.plan import ExportPlan
 from divprune.export.verify import Tolerance, check_onnxruntime, verify_export
 from divprune.runtime.errors import BackendError, NumericalError, UnsupportedError
 

@@ -14,8 +14,8 @@ from tiled_checkpoints import write_tiled_checkpoint
 
 from divprune.export.checkpoint.source import ModelSource
 from divprune.export.graphs.progress import Progress
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import make_plan
 from divprune.export.verify.vision import check_vision
 from divprune.export.vision.graphs import write_vision_graphs
 

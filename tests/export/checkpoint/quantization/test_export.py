@@ -13,8 +13,8 @@ from PIL import Image
 from divprune.export.checkpoint.source import resolve_model
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.export_model import export_model
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import make_plan
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import QuantInfo
 from divprune.runtime.errors import CheckpointError, NumericalError

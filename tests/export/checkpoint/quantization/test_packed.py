@@ -15,8 +15,8 @@ from divprune.export.checkpoint.checkpoint import Checkpoint
 from divprune.export.checkpoint.source import resolve_model
 from divprune.export.cli import main
 from divprune.export.export_model import export_model
+from divprune.export.planning.make_plan import make_plan
 from divprune.export.planning.options import ExportOptions
-from divprune.export.planning.plan import make_plan
 from divprune.runtime.backends import load_backend
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import QuantInfo
