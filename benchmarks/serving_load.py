@@ -240,9 +240,10 @@ def terminate_under_load(server: Server, pictures: dict[str, bytes], tally: Tall
         nonlocal asked_at, promised
         while len(complete) < 3 * clients:
             time.sleep(0.005)
-        asked_at = time.monotonic()
-        now = server.metrics()
-        promised = now["divprune_requests_running"] + now["divprune_requests_waiting"]
+        while not promised:  # all clients may be between two requests
+            asked_at = time.monotonic()
+            now = server.metrics()
+            promised = now["divprune_requests_running"] + now["divprune_requests_waiting"]
         server.process.send_signal(signal.SIGTERM)
 
     ending = threading.Thread(target=terminate)

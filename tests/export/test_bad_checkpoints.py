@@ -18,7 +18,7 @@ from divprune.export.export_model import ExportOptions, export_model
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
-VIDEOS = "video_preprocessor_config.json"
+VIDEOS, BOTH = "video_preprocessor_config.json", "processor_config.json"
 CHECKPOINTS: dict[str, Callable[[Path, str], Path]] = {
     "clip-llama-hub": write_tiny_checkpoint,
     "next-llama-hub": write_anyres_checkpoint,
@@ -70,7 +70,7 @@ PROCESSORS: list[tuple[str, str, str, Any, str]] = [
     ("internvl-qwen2-hub", IMAGES, "image_processor_type", "CLIPImageProcessor", "GotOcr2"),
     ("smolvlm-llama", IMAGES, "max_image_size", {"longest_edge": 24}, "max_image_size"),
     ("smolvlm-llama", IMAGES, "image_processor_type", "CLIPImageProcessor", "SmolVLMImage"),
-    ("idefics3-llama", IMAGES, "max_image_size", {"longest_edge": 24}, "max_image_size"),
+    ("idefics3-llama", BOTH, "image_processor.max_image_size", {"longest_edge": 24}, "max_image"),
     ("qwen2-hub-tied", IMAGES, "merge_size", 3, "merge_size 2, from config.json"),
     ("qwen2-hub-tied", VIDEOS, "patch_size", 8, "Qwen2VLVideoProcessor and vision tower"),
     ("qwen25-hub", IMAGES, "patch_size", 8, "patch_size 4, from config.json"),

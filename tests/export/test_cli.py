@@ -152,12 +152,12 @@ def test_max_seq_len_that_no_picture_fits_into_is_refused(
     assert "--max-seq-len of at least" in err
 
 
-def test_max_seq_len_that_only_the_baseline_does_not_fit_into_names_the_way_out(
+def test_max_seq_len_that_only_the_baseline_does_not_fit_into_names_a_length_that_fits(
     refused: Callable[..., str], tiny: Path
 ) -> None:
     err = refused("--model", tiny, "--max-seq-len", 64)
     assert "at keep 1.0, the baseline" in err
-    assert "or --no-baseline" in err
+    assert "fix:      --max-seq-len 211" in err
 
 
 # Models

@@ -145,7 +145,8 @@ def test_the_manifest_says_what_was_asked_for(engine_dir: Path) -> None:
 
 def test_the_manifest_says_what_the_model_is(engine_dir: Path) -> None:
     model = read(engine_dir).model
-    assert (model.id, model.revision) == (CHECKPOINT, None)
+    assert (Path(model.id).name, model.revision) == (CHECKPOINT, None)
+    assert Path(model.id).is_absolute()  # so that advice names this checkpoint from anywhere
     assert (model.family, model.vision_model, model.text_model) == (
         "llava",
         "clip_vision_model",

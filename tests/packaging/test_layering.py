@@ -100,6 +100,8 @@ def layer(module: str) -> int:
 
 def place_in_export(module: str) -> int:
     """The place of a module's folder in EXPORT_FOLDERS; those of the runtime come before all."""
+    if module in COMMAND_LINES:
+        return len(EXPORT_FOLDERS)
     parts = module.split(".")[1:3]
     if parts[0] != "export":
         return -1

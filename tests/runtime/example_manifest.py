@@ -45,7 +45,7 @@ def example_manifest() -> Manifest:
             31,
             None,
             1,
-            128,
+            4096,
             2,
             16,
             EXAMPLE_TOWER,

@@ -86,6 +86,7 @@ class Handout:
         self._check = check
         self._again: deque[_Chunk] = deque()
         self._failed_starts = self._rows_lost = 0
+        self._start_error: Exception | None = None
         errors = ray.exceptions
         self._deaths = (
             errors.RayActorError,
@@ -148,8 +149,11 @@ class Handout:
         """A worker has died: over the first of its chunks, as far as can be told."""
         if worker.loading is not None:
             self._failed_starts += 1
+            # Ray does not always say more than that the process has ended.
+            if self._start_error is None or getattr(error, "actor_init_failed", False):
+                self._start_error = error
             if self._failed_starts >= _FAILED_STARTS:
-                raise _all_die("workers die before they answer anything", error)
+                raise _all_die("workers die before they answer anything", self._start_error)
         else:
             (_, first), *others = worker.chunks
             self._again.extendleft(chunk for _, chunk in reversed(others))

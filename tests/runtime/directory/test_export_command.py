@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch", reason="engine directories are exported here")
+
 from divprune.export.cli import add_arguments, read_options
 from divprune.export.export_model import export_model
 from divprune.export.planning.options import ExportOptions

@@ -134,7 +134,7 @@ def test_the_tokenizer_knows_every_id_and_the_special_tokens(small: str, tmp_pat
 def test_every_shape_can_be_exported_and_written(name: str) -> None:
     config = shape_config(name)
     family = class_of(config.model_type)(config)
-    DecoderSpec.from_config(family.text_config, 2048, tied_head=family.tied_head)
+    DecoderSpec.from_config(family.text_config, tied_head=family.tied_head)
     tokens = files_of(config, "hub").fixed_tokens()
     assert len({*tokens.values()}) == len(tokens)
     assert max(tokens) < config.text_config.vocab_size

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch", reason="engine directories are exported here")
+
 from divprune.runtime import Pipeline
 from divprune.runtime.cli.build import main as build
 from divprune.runtime.directory.manifest import DimRange
@@ -26,8 +29,6 @@ from tests.runtime.backends.tensorrt.any_size_exports import write_export
 from tests.runtime.engine_copies import copy_engine, read_manifest
 from tests.runtime.fake_machine import Machine, answer
 from tests.runtime.families.anyres_cases import noise
-
-pytest.importorskip("onnxruntime")
 
 PROMPT = "What is in the picture?"
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

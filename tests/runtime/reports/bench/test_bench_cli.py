@@ -137,7 +137,7 @@ def test_a_picture_and_an_engine_that_are_not_there_are_refused(engine_dir, tmp_
 
 def test_a_prompt_that_does_not_fit_is_refused(engine_dir, capsys):
     options = ("--no-probe", "--prompt-tokens", 5000)
-    assert "the prompt is too long" in refused(capsys, engine_dir, *options)
+    assert "--prompt-tokens is more than this" in refused(capsys, engine_dir, *options)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal and SIGINT")

@@ -259,7 +259,7 @@ def test_answers_that_change_between_rounds_are_noted(on_fake_machine, monkeypat
 
     monkeypatch.setattr(FakeMachine, "forward", fickle)
     report, _ = on_fake_machine(max_new_tokens=2, warmup=0, iters=2)
-    assert "keep 1: the answers of different rounds differ" in report.notes
+    assert "keep 1.0: the answers of different rounds differ" in report.notes
 
 
 def test_power_of_a_jetson_is_reported(on_fake_machine, monkeypatch, tmp_path):

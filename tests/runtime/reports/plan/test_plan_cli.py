@@ -91,11 +91,13 @@ def test_an_engine_directory_is_planned_as_it_was_exported(capsys, engine_dir) -
 def test_with_a_selection_inside_the_llm_every_token_enters_at_any_keep(
     capsys, engine_dir, tmp_path
 ) -> None:
-    llm = read_manifest(engine_dir).graphs["llm"]
+    manifest = read_manifest(engine_dir)
+    llm = manifest.graphs["llm"]
     inside = copy_engine(
         engine_dir,
         tmp_path / "inside",
-        graphs={**read_manifest(engine_dir).graphs, "llm_front": llm, "llm_back": llm},
+        graphs={**manifest.graphs, "llm_front": llm, "llm_back": llm},
+        kv_cache__num_layers=2 * manifest.kv_cache.num_layers,
         selector__parameters={"layer": 1},
         selector__inside_llm=True,
     )
