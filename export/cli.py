@@ -16,6 +16,7 @@ from divprune.runtime.cli.main_guard import (
     run_guarded,
     run_tool,
 )
+from divprune.runtime.memory import free_blocks_at_once
 
 if TYPE_CHECKING:
     from divprune.export.planning.options import ExportOptions
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Export a LLaVA-type model to an engine directory with DivPrune inside.",
     )
     add_arguments(parser)
+    free_blocks_at_once()
     return run_tool(parser, _export, argv)
 
 

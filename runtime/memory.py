@@ -8,12 +8,20 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["format_bytes", "page_out", "peak_rss", "release_freed_memory", "rss"]
+__all__ = [
+    "format_bytes",
+    "free_blocks_at_once",
+    "page_out",
+    "peak_rss",
+    "release_freed_memory",
+    "rss",
+]
 
 _STATUS = Path("/proc/self/status")
 _STATM = Path("/proc/self/statm")
 _MAPS = Path("/proc/self/maps")
 _MADV_PAGEOUT = 21
+_M_MMAP_THRESHOLD = -3
 
 
 def release_freed_memory() -> None:
@@ -27,6 +35,18 @@ def release_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl
         if trim is not None:
             trim(0)
+
+
+def free_blocks_at_once(smallest: int = 4 << 20) -> None:
+    """Let glibc return every block of ``smallest`` bytes or more to the system when it is freed.
+
+    By itself it keeps those of up to 32 MiB, and small ones that lie above them keep all of them.
+    The peak of a process that reads one layer after another then is that of many layers.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in musl
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, smallest)
 
 
 def page_out(folder: Path) -> None:

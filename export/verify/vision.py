@@ -20,7 +20,7 @@ from divprune.export.verify.comparison import (
     check_regret,
     compare,
 )
-from divprune.export.verify.reference import load_weights
+from divprune.export.verify.reference import lend_weights, load_weights
 from divprune.export.verify.subgraph import make_session, more_outputs, run_session
 from divprune.runtime.errors import NumericalError
 from divprune.runtime.memory import release_freed_memory
@@ -77,9 +77,9 @@ def _reference_outputs(
     import torch
 
     module = plan.family.vision_module(signals)
-    load_weights(module, plan.weights)
     arguments = [torch.from_numpy(inputs[each.name]) for each in plan.family.vision_inputs()]
-    with torch.no_grad(), watch_activations(module) as largest:
+    lent, watched = lend_weights(module, plan.weights), watch_activations(module)
+    with torch.no_grad(), lent, watched as largest:
         outputs = module(*arguments)
     if plan.options.dtype == "fp16":
         check_half(largest)

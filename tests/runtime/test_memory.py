@@ -83,3 +83,37 @@ assert maps[0][:].count(b"w") == 2**22
 )  # fmt: skip
 def test_sizes_are_in_the_largest_unit_that_they_fill(count, text):
     assert memory.format_bytes(count) == text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
+def test_blocks_between_small_ones_go_back_to_the_system_at_once():
+    program = """
+import ctypes, sys
+from divprune.runtime.memory import free_blocks_at_once, rss
+if sys.argv[1] == "at once":
+    free_blocks_at_once()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def blocks(size):
+    address = libc.malloc(size)
+    ctypes.memset(address, 1, size)
+    return address
+libc.free(blocks(16 << 20))  # from here on glibc keeps blocks of this size in its heap
+before = rss()
+large = []
+for _ in range(10):
+    large.append(blocks(8 << 20))
+    blocks(100_000)  # above it, and never freed
+for address in large:
+    libc.free(ctypes.c_void_p(address))
+print(rss() - before)
+"""
+    left = {
+        when: int(
+            subprocess.run(
+                [sys.executable, "-c", program, when], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for when in ("by itself", "at once")
+    }
+    assert left["at once"] < 10 * MIB < 60 * MIB < left["by itself"]
