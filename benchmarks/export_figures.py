@@ -100,6 +100,8 @@ def measure_export(checkpoint: Path, engine: Path, options: dict) -> dict:
         "import json, sys\n"
         "from pathlib import Path\n"
         "from divprune.export.export_model import ExportOptions, export_model\n"
+        "from divprune.runtime.memory import free_blocks_at_once\n"
+        "free_blocks_at_once()\n"  # as divprune-export does
         "options = json.loads(sys.argv[3])\n"
         "s = export_model(ExportOptions(model=sys.argv[1], keep=0.1, output=Path(sys.argv[2]),\n"
         "                               force=True, **options))\n"
