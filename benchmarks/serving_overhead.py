@@ -36,7 +36,7 @@ from benchmarks.serving_process import Server, body_of
 MOST_TTFT_MS, MOST_RATE_LOST, MOST_IDLE_MIB, MOST_START_S = 3.0, 0.02, 40.0, 0.5
 SHORTEST_ANSWER = 16
 WARM_UP = 2
-IDLE_AFTER_S = 3.0
+IDLE_AFTER_S = 12.0
 QUESTION = "Describe everything from left to right."
 LOAD = """
 import sys, time

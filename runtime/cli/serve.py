@@ -18,6 +18,7 @@ from divprune.runtime.cli.main_guard import (
     add_memory_options,
     run_tool,
 )
+from divprune.runtime.memory import share_one_heap
 
 if TYPE_CHECKING:
     from divprune.runtime.backends import Backend
@@ -89,6 +90,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from divprune.runtime.serving.server import bind, require_packages, run
 
+    share_one_heap()  # before ONNX Runtime starts threads
     options = _options(arguments)
     _check_exposure(arguments.host, arguments, options)
     require_packages()

@@ -117,3 +117,29 @@ print(rss() - before)
         for when in ("by itself", "at once")
     }
     assert left["at once"] < 10 * MIB < 60 * MIB < left["by itself"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
+@pytest.mark.parametrize("shared", [False, True])
+def test_threads_share_the_heap_of_the_first_one(shared):
+    program = """
+import ctypes, sys, threading
+from divprune.runtime.memory import share_one_heap
+if sys.argv[1] == "True":
+    share_one_heap()
+libc, together = ctypes.CDLL(None), threading.Barrier(3)
+def work():
+    together.wait()
+    libc.malloc(100_000)
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.malloc_stats()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(shared)], capture_output=True, text=True, check=True
+    )
+    assert (done.stderr.count("Arena ") == 1) == shared

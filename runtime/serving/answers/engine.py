@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-_IDLE_S = 1.0
+_IDLE_S = 10.0
 
 
 class Engine:
