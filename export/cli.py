@@ -61,8 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--quant-method",
-        default="rtn",
-        help="rtn (default: round to nearest) or mse (smallest squared error; takes longer)",
+        help="of int4: rtn (default: round to nearest) or mse (smallest squared error; slower)",
     )
     add("--vision-quant", help="int8: weights and activations of the vision tower")
     add(
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="divprune",
         help="how tokens are chosen: " + ", ".join(selector_names()) + " (default divprune)",
     )
-    add("--seed", type=int, default=0, help="of --selector random (default 0)")
+    add("--seed", type=int, help="of --selector random (default 0)")
     add("--layer", type=int, help="layers in front of a selection inside the LLM (default 2, of"
         " vtw 15)")  # fmt: skip
     add("--tau", type=float, help="largest cosine of two tokens that greedyprune keeps (0.9)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from divprune.export.families._clip import (
     LAYOUT,
+    ORIGINAL_CODE,
     check_clip_tower,
     clip_signals,
     clip_tower_info,
@@ -29,8 +30,7 @@ __all__ = ["FAMILY", "LlavaFamily"]
 # The llava-hf repositories carry the last two from before the class had its final name.
 _ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaForCausalLM", "LlamaForCausalLM")
 _CONVERSIONS: Mapping[str, str] = dict.fromkeys(
-    ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"),
-    "use the llava-hf conversion, such as --model llava-1.5-7b",
+    ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"), ORIGINAL_CODE
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from divprune.export.families._anyres_base import AnyresBase
@@ -23,9 +22,6 @@ class LlavaOnevisionFamily(AnyresBase):
     name: ClassVar[str] = "llava_onevision"
     model_class: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
     known_as: ClassVar[str] = "LLaVA-OneVision"
-    conversion_hints: ClassVar[Mapping[str, str]] = {
-        "LlavaQwenForCausalLM": "use the llava-hf conversion, such as --model llava-onevision-0.5b"
-    }
     taps: ClassVar[int] = 4
 
     def __init__(self, config: PreTrainedConfig) -> None:

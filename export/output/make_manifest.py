@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
+from divprune.export.checkpoint.quantization.rounding import DEFAULT_METHOD
 from divprune.export.graphs.progress import Progress
 from divprune.export.output.staging import record_files
 from divprune.export.planning.plan import ExportPlan
@@ -90,7 +91,7 @@ def _quant_info(plan: ExportPlan) -> QuantInfo | None:
     chosen = options.quant_scheme()
     if chosen is None:
         return None
-    method = options.quant_method if chosen.bits == 4 else "rtn"
+    method = options.quant_method or DEFAULT_METHOD
     return QuantInfo(str(chosen), method, chosen.bits, chosen.block, chosen.symmetric)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from divprune.export.checkpoint.checkpoint import Checkpoint, expected_tensors
 from divprune.export.checkpoint.preprocessing import load_tokenizer, read_preprocessor_config
+from divprune.export.checkpoint.quantization.rounding import DEFAULT_METHOD
 from divprune.export.checkpoint.source import ModelSource
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import get_dialect
@@ -176,7 +177,7 @@ def _selector(
         _check_layer(inside, num_layers, is_default=options.layer is None)
         return inside
     setting = Setting(
-        options.seed,
+        options.seed or 0,
         grid=family.patch_grid,
         patch_size=family.tower.patch_size,
         max_tokens=max_tokens,
@@ -207,7 +208,7 @@ def _weights(
         options.dtype,
         max_bytes=None if max_weight_mib is None else max_weight_mib * 2**20,
         scheme=options.quant_scheme(),
-        method=options.quant_method,
+        method=options.quant_method or DEFAULT_METHOD,
     )
 
 

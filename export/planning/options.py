@@ -29,7 +29,8 @@ class ExportOptions:
     ``positions`` None means what the family runs with, and original for a selector inside the
     LLM, whose front layers have numbered every token already. ``max_image_tokens`` bounds the
     visual tokens of a picture where they vary; None leaves it to the family. ``keep`` is
-    None for a selector that takes none, ``layer`` and ``tau`` None means its default.
+    None for a selector that takes none; ``layer``, ``tau``, ``seed`` and ``quant_method`` None
+    means their default.
     """
 
     model: str
@@ -38,7 +39,7 @@ class ExportOptions:
     target: str = "onnxruntime"
     dtype: str = "fp16"
     quant: str | None = None
-    quant_method: str = "rtn"
+    quant_method: str | None = None
     vision_quant: str | None = None
     prefill_quant: str | None = None
     selector: str = "divprune"
@@ -49,7 +50,7 @@ class ExportOptions:
     max_image_tokens: int | None = None
     max_weight_mib: int | None = None
     revision: str | None = None
-    seed: int = 0
+    seed: int | None = None
     baseline: bool = True
     verify: bool = True
     force: bool = False
@@ -79,9 +80,10 @@ class ExportOptions:
                 raise OptionError(
                     f"--{name} is too small", expected=f"at least {least}", found=number
                 )
-        if not 0 <= self.seed < 2**63:
+        if self.seed is not None and not 0 <= self.seed < 2**63:
             raise OptionError("--seed cannot be used", expected="0 to 2^63 - 1", found=self.seed)
         self._check_quant()
+        self._check_effects()
         check_selector_flags(self)
 
     def _check_quant(self) -> None:
@@ -102,6 +104,26 @@ class ExportOptions:
                     expected="int4 weights of the language model (--quant int4), or none",
                     found=value,
                     fix="--target onnxruntime",
+                )
+
+    def _check_effects(self) -> None:
+        """Refuse what would change nothing: whoever gives it expects something else."""
+        scheme = self.quant_scheme()
+        for flag, is_given, needs in (
+            ("seed", self.seed is not None and self.selector != "random", "--selector random"),
+            (
+                "quant-method",
+                self.quant_method is not None and (scheme is None or scheme.bits != 4),
+                "--quant int4",
+            ),
+            ("no-baseline", not self.baseline and self.keep == 1.0, "a --keep below 1"),
+        ):
+            if is_given:
+                raise OptionError(
+                    f"--{flag} would have no effect",
+                    expected=f"{needs} beside it",
+                    found=f"--{flag} without it",
+                    fix=f"leave --{flag} out",
                 )
 
     def _check_prefill_quant(self, *, int8: bool) -> None:

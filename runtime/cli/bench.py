@@ -88,6 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
     finally:  # a reader that went away must not cost the file
         if path := arguments.output:
             write_report(report, path, lambda: draw_kept_patches(report, directory, image))
+            if not arguments.quiet:
+                print(f"written: {path}", file=sys.stderr)
     if report.interrupted:
         print("interrupted: the report has what was measured until then", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -150,8 +150,24 @@ def _check_options(arguments: argparse.Namespace) -> None:
             expected="IMAGE or --video with it",
             found="--messages",
         )
+    _check_frames(arguments)
     media = [*arguments.images, *([arguments.video] if arguments.video else [])]
     check_overlay_options(arguments.overlay, media, numbers=arguments.overlay_numbers)
+
+
+def _check_frames(arguments: argparse.Namespace) -> None:
+    """Refuse options of a video where there is none; a conversation may have one."""
+    from divprune.runtime.errors import OptionError
+
+    given = {"--num-frames": arguments.num_frames, "--fps": arguments.fps}
+    names = " and ".join(name for name, value in given.items() if value is not None)
+    if names and arguments.video is None and arguments.messages is None:
+        raise OptionError(
+            f"{names} would have no effect without a video",
+            expected="a --video, or --messages with one",
+            found="pictures only" if arguments.images else "neither",
+            fix=f"add --video PATH, or leave {names} out",
+        )
 
 
 def _read_prompt() -> str:

@@ -55,7 +55,8 @@ def export_command(
     words = ["divprune-export"]
     for option, value in options.items():
         words += [option, value] if value is not None else []
-    words += [] if (manifest.baseline if baseline is None else baseline) else ["--no-baseline"]
+    with_baseline = manifest.baseline if baseline is None else baseline
+    words += [] if with_baseline or keep == 1.0 else ["--no-baseline"]
     return shlex.join([*words, *(["--force"] if output is not None else [])])
 
 

@@ -40,6 +40,10 @@ CASES = {
     "prefill inside the LLM": f"{EXPORT} --selector fastv --layer 1 --prefill-quant int8",
     "int8 for TensorRT": f"{EXPORT} --quant int8 --target tensorrt",
     "tau of divprune": f"{EXPORT} --tau 0.5",
+    "seed of divprune": f"{EXPORT} --seed 3",
+    "method of no int4": f"{EXPORT} --quant-method mse",
+    "no baseline of itself": "divprune-export --model {checkpoint} --keep 1.0 --no-baseline"
+    " --output {output}",
     "no keep": "divprune-export --model {checkpoint} --output {output}",
     "positions inside the LLM": f"{EXPORT} --selector fastv --layer 1 --positions contiguous",
     "layer beyond the last": f"{EXPORT} --selector fastv --layer 99",

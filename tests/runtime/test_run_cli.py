@@ -301,6 +301,8 @@ def test_a_command_line_that_cannot_be_parsed_is_exit_code_2(arguments, capsys):
         (["engine", "a.png", "--keep", "auto:2"], "auto:C with 0 < C <= 1"),
         (["engine", "a.png", "--num-frames", "0"], "--num-frames"),
         (["engine", "a.png", "--messages", "m.json"], "--messages is a whole conversation"),
+        (["engine", "a.png", "--fps", "2"], "--fps would have no effect without a video"),
+        (["engine", "--prompt", "a", "--num-frames", "2", "--fps", "2"], "--num-frames and --fps"),
     ],
 )
 def test_options_that_say_nothing_sensible_are_refused(arguments, said, capsys):

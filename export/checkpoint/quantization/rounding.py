@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["METHODS", "CodedGroups", "minimise_error", "round_to_nearest"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "CodedGroups", "minimise_error", "round_to_nearest"]
 
 Floats = NDArray[np.float32]
 CodedGroups = tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.uint8] | None]
@@ -56,6 +56,7 @@ METHODS: dict[str, Callable[[Floats, bool, np.dtype], CodedGroups]] = {
     "rtn": round_to_nearest,
     "mse": minimise_error,
 }
+DEFAULT_METHOD = "rtn"
 
 
 def _grid(groups: Floats, symmetric: bool, shrink: float) -> tuple[Floats, Floats]:

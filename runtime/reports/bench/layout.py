@@ -32,13 +32,14 @@ _MIB = 2**20
 _STAT_COLUMNS = tuple(field.name for field in fields(Stat))
 _NONE = "-"
 _ANSWER_LETTERS = 300
+_UNITS = "Times in ms; the selection is part of vision or prefill, TTFT the sum of the others."
 
 
 def render_text(report: Report) -> str:
     """The report as a terminal shows it."""
     parts = [
         "\n".join(headline(report)) + "\n",
-        to_text(stage_table(report.runs)),
+        f"{_UNITS}\n" + to_text(stage_table(report.runs)),
         to_text(_run_table(report)),
         "".join(f"{line}\n" for line in _closing_lines(report)),
     ]
@@ -50,7 +51,7 @@ def render_markdown(report: Report) -> str:
     parts = [
         escape_markdown(f"# {report.engine.model} on {report.device.name}") + "\n",
         "".join(f"- {escape_markdown(line)}\n" for line in headline(report)),
-        "Times in ms; the selection is part of vision or prefill, TTFT the sum of the others.\n",
+        f"{_UNITS}\n",
         to_markdown(stage_table(report.runs)),
         to_markdown(_run_table(report)),
         "".join(f"- {escape_markdown(line)}\n" for line in _closing_lines(report)),

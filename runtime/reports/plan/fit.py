@@ -59,25 +59,38 @@ def swap_to_build(needs: Estimate, device: Device) -> int:
     return max(0, needs.build_peak - device.available_bytes)
 
 
-def cheapest_fit(model: ModelDimensions, settings: PlanSettings, device: Device) -> Change | None:
-    """The cheapest change with which ``settings`` fit: as few options as possible.
+def cheapest_fit(
+    model: ModelDimensions, settings: PlanSettings, device: Device, *, swap: bool = False
+) -> Change | None:
+    """The cheapest change with which ``settings`` run and are built: as few options as possible.
 
     Among equally many, those that cost least: a shorter cache costs nothing until it is full,
     int4 (or its larger groups) and int8 in the tower a little accuracy, sequential residency the
-    time to load again with every picture, a smaller keep what the tokens were kept for.
+    time to load again with every picture, a smaller keep what the tokens were kept for. Where
+    engines are too large to be built on the board, ONNX Runtime on its CPU has none to build.
+
+    Args:
+        model: Its shape.
+        settings: What does not fit.
+        device: Where it is to run.
+        swap: Whether building may take swap.
 
     Returns:
         None where no combination fits.
     """
     options = _options(model, settings)
+    if not swap and not settings.on_onnxruntime and device.shared:
+        options.append(("--target onnxruntime", "target", "onnxruntime"))
     for count in range(1, len(options) + 1):
         for chosen in combinations(options, count):
+            if len({field for _, field, _ in chosen}) < count:
+                continue  # two values of one option
             changed = replace(settings, **{field: value for _, field, value in chosen})
             try:
                 needs = estimate(model, changed)
             except DivPruneError:
                 continue  # such as a group size that does not divide: not a change for this model
-            if spare_bytes(needs, device) >= 0:
+            if spare_bytes(needs, device) >= 0 and (swap or not swap_to_build(needs, device)):
                 return Change(tuple(flag for flag, _, _ in chosen), changed, needs)
     return None
 
@@ -94,9 +107,10 @@ def _options(model: ModelDimensions, settings: PlanSettings) -> list[tuple[str, 
         options.append(("--quant int4", "quant", "int4"))
     if settings.on_onnxruntime and settings.vision_quant is None:
         options.append(("--vision-quant int8", "vision_quant", "int8"))
-    if model.packed is None and scheme is not None and scheme.bits == 4 and scheme.block != 128:
+    if model.packed is None and (scheme is None or scheme.bits > 4 or scheme.block != 128):
         # Scales are a third of what int4 takes on a CPU in groups of 32.
-        kind = "" if scheme.symmetric else "-asym"
+        is_asymmetric = scheme is not None and scheme.bits == 4 and not scheme.symmetric
+        kind = "-asym" if is_asymmetric else ""
         options.append((f"--quant int4-g128{kind}", "quant", f"int4-g128{kind}"))
     if settings.on_onnxruntime and settings.residency == "concurrent":
         options.append(("--residency sequential", "residency", "sequential"))

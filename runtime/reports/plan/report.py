@@ -49,8 +49,10 @@ class MemoryPlan:
         pruned: With the largest picture at keep k.
         typical: At keep 1.0 and k with a picture of 640 x 480 pixels, where that is smaller than
             the largest; None otherwise.
-        change: What makes keep k fit where it does not; None where nothing needs to change or
-            nothing helps.
+        change: What makes keep k fit where it does not, and its engines build without swap; None
+            where nothing needs to change or nothing helps.
+        change_with_swap: What makes keep k run, at the price of swap while engines are built;
+            None where it runs already, where nothing helps, and where it is ``change``.
     """
 
     model: ModelDimensions
@@ -60,11 +62,12 @@ class MemoryPlan:
     pruned: Estimate
     typical: tuple[Estimate, Estimate] | None
     change: Change | None
+    change_with_swap: Change | None
 
     @property
     def fits(self) -> bool | None:
-        """Whether keep k fits the device; None without one."""
-        return None if self.device is None else spare_bytes(self.pruned, self.device) >= 0
+        """Whether keep k runs on the device and is built there; None without one."""
+        return None if self.device is None else _fits(self.pruned, self.device)
 
 
 def make_memory_plan(
@@ -78,18 +81,23 @@ def make_memory_plan(
     """
     pruned = estimate(model, settings)
     baseline = estimate(model, replace(settings, keep=1.0))
-    fits = device is None or spare_bytes(pruned, device) >= 0
-    change = None if fits or device is None else cheapest_fit(model, settings, device)
+    change = with_swap = None
+    if device is not None and not _fits(pruned, device):
+        change = cheapest_fit(model, settings, device)
+        if spare_bytes(pruned, device) < 0:
+            with_swap = cheapest_fit(model, settings, device, swap=True)
+        if with_swap is not None and not swap_to_build(with_swap.estimate, device):
+            with_swap = None  # it is the other one
     typical = None
     if model.typical().num_image_tokens < model.num_image_tokens:
         of_typical = (estimate(model.typical(), s) for s in (replace(settings, keep=1.0), settings))
         typical = next(of_typical), next(of_typical)
-    return MemoryPlan(model, settings, device, baseline, pruned, typical, change)
+    return MemoryPlan(model, settings, device, baseline, pruned, typical, change, with_swap)
 
 
 def to_dict(plan: MemoryPlan) -> dict[str, Any]:
     """The object that ``--json`` prints."""
-    model, settings, device, change = plan.model, plan.settings, plan.device, plan.change
+    model, settings, device = plan.model, plan.settings, plan.device
     return {
         "model": model.name,
         "settings": asdict(settings),
@@ -107,9 +115,8 @@ def to_dict(plan: MemoryPlan) -> dict[str, Any]:
         ],
         "gains": [{**asdict(gain), "ceiling": round(gain.ceiling, 3)} for _, gain in _gains(plan)],
         "fits": plan.fits,
-        "change": None
-        if change is None
-        else {"flags": list(change.flags), "peak_bytes": _peak(change.estimate, device)},
+        "change": _change_dict(plan.change, device),
+        "change_with_swap": _change_dict(plan.change_with_swap, device),
     }
 
 
@@ -172,15 +179,15 @@ def _table(plan: MemoryPlan) -> list[str]:
         rows.append(
             (label.format(table=table), *(_mib(getattr(needs, field)) for _, needs in columns))
         )
-    on_host = plan.settings.on_onnxruntime
-    if not on_host:
-        rows.append(("host memory", *(_mib(needs.host_peak) for _, needs in columns)))
-    if plan.pruned.build_peak is not None:
-        rows.append(("while building engines", *(_mib(n.build_peak or 0) for _, n in columns)))
+    rows += _differences(plan, [needs for _, needs in columns])
     rows.append(("peak while running", *(_mib(_peak(n, plan.device)) for _, n in columns)))
-    if plan.typical is not None and on_host:  # TensorRT sets aside what the largest one takes
+    if (
+        plan.typical is not None and plan.settings.on_onnxruntime
+    ):  # TensorRT sets aside what the largest one takes
         peaks = (_mib(_peak(needs, plan.device)) for needs in plan.typical)
         rows.append(("  with a picture of 640 x 480", *peaks))
+    if plan.pruned.build_peak is not None:
+        rows.append(("peak while building", *(_mib(n.build_peak or 0) for _, n in columns)))
     if plan.device is not None:
         available = _mib(plan.device.available_bytes)
         rows.append(("the device has left", available, available))
@@ -188,32 +195,80 @@ def _table(plan: MemoryPlan) -> list[str]:
     return [f"{row[0]:<{width}}  {row[1]:>10}  {row[2]:>10}" for row in rows]
 
 
+def _differences(plan: MemoryPlan, columns: list[Estimate]) -> list[tuple[str, ...]]:
+    """What lies between the parts above and the peak below, so that the rows add up."""
+    parts = [sum(getattr(needs, field) for _, field in _ROWS) for needs in columns]
+    elsewhere = [0 for _ in columns]
+    if plan.device is not None and not plan.device.shared:
+        elsewhere = [needs.host_peak if needs.device_peak else 0 for needs in columns]
+    rest = [
+        _peak(needs, plan.device) - part + other
+        for needs, part, other in zip(columns, parts, elsewhere, strict=True)
+    ]
+    rows = (
+        ("of it in the host's own memory", [-count for count in elsewhere]),
+        ("of it not held at once", [min(0, count) for count in rest]),
+        ("copies while loading", [max(0, count) for count in rest]),
+    )
+    return [(label, *map(_mib, counts)) for label, counts in rows if any(counts)]
+
+
 def _verdict(plan: MemoryPlan) -> list[str]:
     device, settings = plan.device, plan.settings
     if device is None:
         return ["--board says whether it fits (divprune-plan --help lists the known ones)"]
-    spare = spare_bytes(plan.pruned, device)
+    spare, swap = spare_bytes(plan.pruned, device), swap_to_build(plan.pruned, device)
     if spare >= 0:
-        lines = [f"fits at keep {settings.keep:g}, {format_bytes(spare)} to spare"]
+        verb = "runs" if swap else "fits"
+        lines = [f"{verb} at keep {settings.keep:g}, {format_bytes(spare)} to spare"]
         if (lacking := -spare_bytes(plan.baseline, device)) > 0:
             lines.append(
                 f"keep 1.0 does not: {format_bytes(lacking)} too much (export with --no-baseline)"
             )
+        if swap:
+            lines.append(f"building the engines there needs {format_bytes(swap)} of swap")
     else:
-        lines = [f"does not fit: {format_bytes(-spare)} too much", _advice(plan)]
-    if swap := swap_to_build(plan.pruned, device):
-        lines.append(f"building the engines there needs {format_bytes(swap)} of swap")
+        lines = [f"does not fit: {format_bytes(-spare)} too much"]
+    lines += _advice(plan, device) if swap or spare < 0 else []
     if device.bandwidth_gb_s is not None:
         lines.append(_decode_bound(plan, device.bandwidth_gb_s))
     return lines
 
 
-def _advice(plan: MemoryPlan) -> str:
-    change = plan.change
-    if change is None or plan.device is None:
-        return "no shorter cache, quantisation, residency or smaller keep makes it fit"
-    spare = spare_bytes(change.estimate, plan.device)
-    return f"cheapest change that fits: {' '.join(change.flags)} ({format_bytes(spare)} to spare)"
+def _advice(plan: MemoryPlan, device: Device) -> list[str]:
+    lines = []
+    if (change := plan.change_with_swap) is not None:
+        swap = format_bytes(swap_to_build(change.estimate, device))
+        lines.append(
+            f"cheapest change that runs: {_described(change, device)}; "
+            f"building its engines there needs {swap} of swap"
+        )
+    if plan.change is not None:
+        lines.append(f"cheapest change that fits: {_described(plan.change, device)}")
+    elif lines or spare_bytes(plan.pruned, device) >= 0:
+        lines.append("no change builds there without swap")
+    else:
+        lines.append("no shorter cache, quantisation, residency or smaller keep makes it fit")
+    return lines
+
+
+def _described(change: Change, device: Device) -> str:
+    spare = spare_bytes(change.estimate, device)
+    return f"{' '.join(change.flags)} ({format_bytes(spare)} to spare)"
+
+
+def _fits(needs: Estimate, device: Device) -> bool:
+    return spare_bytes(needs, device) >= 0 and not swap_to_build(needs, device)
+
+
+def _change_dict(change: Change | None, device: Device | None) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    return {
+        "flags": list(change.flags),
+        "peak_bytes": _peak(change.estimate, device),
+        "swap_to_build_bytes": None if device is None else swap_to_build(change.estimate, device),
+    }
 
 
 def _decode_bound(plan: MemoryPlan, bandwidth: float) -> str:

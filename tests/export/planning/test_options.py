@@ -61,6 +61,35 @@ def test_a_prefill_graph_is_refused_where_it_has_no_place(
         ExportOptions(model="m", prefill_quant="int8", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"seed": 3}, "seed"),
+        ({"seed": 0, "selector": "uniform"}, "seed"),
+        ({"quant_method": "mse"}, "quant-method"),
+        ({"quant_method": "rtn", "quant": "int8"}, "quant-method"),
+        ({"quant_method": "mse", "vision_quant": "int8"}, "quant-method"),
+        ({"keep": 1.0, "baseline": False}, "no-baseline"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options: dict[str, Any], flag: str) -> None:
+    with pytest.raises(OptionError, match=f"--{flag} would have no effect") as caught:
+        ExportOptions(**{"model": "m", "keep": 0.1, **options})
+    assert caught.value.fix == f"leave --{flag} out"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 3, "selector": "random"},
+        {"quant": "int4-g64", "quant_method": "mse"},
+        {"baseline": False},
+    ],
+)
+def test_the_same_option_with_an_effect_is_taken(options: dict[str, Any]) -> None:
+    ExportOptions(model="m", keep=0.1, **options)
+
+
 @pytest.mark.parametrize("keep", [1e-6, 1.0])
 def test_the_ends_of_the_range_are_accepted(keep: float) -> None:
     options = ExportOptions(model="m", keep=keep, max_seq_len=2)

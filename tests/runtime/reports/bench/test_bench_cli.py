@@ -88,6 +88,9 @@ def test_json_is_the_report_and_nothing_else(engine_dir, picture, capsys):
 def test_the_report_is_written_in_every_form(engine_dir, tmp_path, capsys, name):
     path = tmp_path / name
     assert run(engine_dir, *SHORT, "--output", path) == 0
+    said = capsys.readouterr()
+    assert "Times in ms" in said.out
+    assert (f"written: {path}" in said.err) == ("-q" not in SHORT)
     content = path.read_text()
     if name == "a.json":
         assert len(Report.from_json(content, name).runs) == 2

@@ -55,7 +55,7 @@ def test_it_answers_within_a_second_from_the_preset_alone() -> None:
             break
     assert best <= SECONDS
     assert "does not fit" in done.stdout
-    assert "cheapest change that fits: --quant int4" in done.stdout
+    assert "cheapest change that runs: --quant int4" in done.stdout
 
 
 def test_the_cheapest_change_really_fits(capsys) -> None:
@@ -65,6 +65,34 @@ def test_the_cheapest_change_really_fits(capsys) -> None:
     after = plan(capsys, "llava-1.5-7b", "--board", "cpu-8gb", *flags)
     assert after["fits"] is True
     assert after["keeps"][1]["peak_bytes"] == before["change"]["peak_bytes"]
+
+
+@pytest.mark.parametrize("board", ["orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb"])
+def test_what_is_said_to_fit_a_board_is_built_there_without_swap(capsys, board) -> None:
+    before = plan(capsys, "llava-1.5-7b", "--board", board)
+    assert before["fits"] is False
+    flags = " ".join(before["change"]["flags"]).split()
+    after = plan(capsys, "llava-1.5-7b", "--board", board, *flags)
+    assert after["fits"] is True
+    assert after["keeps"][1]["swap_to_build_bytes"] == 0
+    if before["change_with_swap"] is not None:
+        assert before["change_with_swap"]["swap_to_build_bytes"] > 0
+
+
+@pytest.mark.parametrize("options", [(), ("--residency", "sequential", "--quant", "int4")])
+@pytest.mark.parametrize("board", ["orin-nano-8gb", "rtx-3060", "cpu-8gb"])
+def test_the_rows_add_up_to_the_peak(capsys, board, options) -> None:
+    if board != "cpu-8gb":
+        options = options[2:]  # TensorRT has both engines in memory
+    assert main(["llava-1.5-7b", "--board", board, *options]) == 0
+    _, table, *_ = capsys.readouterr().out.split("\n\n")
+    parts, _ = table.split("peak while running")
+    numbers = [
+        [int(n.replace(",", "")) for n in line.split()[-2:]] for line in parts.splitlines()[1:]
+    ]
+    peak = [int(n.replace(",", "")) for n in table.split("peak while running")[1].split()[:2]]
+    sums = [sum(column) for column in zip(*numbers, strict=True)]
+    assert sums == pytest.approx(peak, abs=4)  # each is rounded to a MiB
 
 
 def test_both_fractions_are_shown_and_the_smaller_one_needs_less(capsys) -> None:
