@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["COMMANDS", "ELSEWHERE", "NOT_FOLLOWED"]
+__all__ = ["COMMANDS", "ELSEWHERE", "NOT_FOLLOWED", "WORDS"]
 
 COMMANDS: Mapping[str, str] = {
     # Case of test_commands.py: the advice that it provokes and follows.
@@ -49,6 +49,28 @@ COMMANDS: Mapping[str, str] = {
     "bench prompt": "runtime/reports/bench/workload.py::check_prompt_tokens::f'--prompt-tokens {manifest.max_prefill_len // 2}, or leave it out'",
     "bench keep": "runtime/generation/kept_tokens.py::_count::export_command(manifest, keep=keep)",
     "eval metric": "runtime/reports/eval/metrics.py::check_answers::'--metric exact-match'",
+}
+
+WORDS: Mapping[str, str] = {
+    # Case of test_words.py: the advice that says in words what it does.
+    "overlay on the picture": "runtime/cli/overlay_files.py::check_overlay_options::'choose another name'",
+    "overlay inside the engine": "runtime/directory/safe_write.py::check_outside_models::f'choose another {option}'",
+    "overlay in no folder": "runtime/directory/safe_write.py::_unwritable::f'choose another name for {option}'",
+    "a conversation and a prompt": "runtime/cli/run.py::_check_options::'put them into the file'",
+    "messages of another form": "runtime/inputs/messages.py::_wrong::f'messages look like {_EXAMPLE}'",
+    "a placeholder in the prompt": "runtime/inputs/prompt.py::_check_texts::'leave it out of --prompt: the chat template places the pictures'",
+    "frames without a video": "runtime/cli/run.py::_check_frames::f'add --video PATH, or leave {names} out'",
+    "a video for a model of pictures": "runtime/generation/media_encoder.py::MediaEncoder.open::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
+    "text called a picture": "runtime/inputs/image_loading.py::_decoding::'convert it to JPEG or PNG; if it is one, it is damaged: get it again'",
+    "a picture cut off": "runtime/inputs/image_loading.py::_decoding::'the picture is damaged or cut off: get it again'",
+    "numbers of 32 bits": "runtime/inputs/image_loading.py::_keep_high_byte::'scale it to 8 or 16 bits a channel'",
+    "floats of no scale": "runtime/inputs/image_loading.py::_scale_floats::'scale it to 8 or 16 bits a channel'",
+    "a line that is no sample": "runtime/reports/eval/dataset.py::_bad_line::f'mend line {number} of {path}'",
+    "a log of other questions": "runtime/reports/eval/log.py::_check_header::'name another --output directory, or start over with --force'",
+    "a directory without a model": "export/checkpoint/source.py::_from_directory::'give the directory that holds config.json and the safetensors files'",
+    "a checkpoint called like a preset": "configs/__init__.py::refuse_ambiguous::f'{directory} for the directory, or {preset} for the preset'",
+    "a question piped in": "runtime/cli/run.py::_read_prompt::\"echo 'What is it?' | divprune-run ENGINE_DIR picture.jpg --prompt -\"",
+    "a picture piped in": "runtime/inputs/image_sources.py::_read_stdin::'divprune-run ENGINE_DIR - < picture.jpg'",
 }
 
 ELSEWHERE: Mapping[str, str] = {
@@ -93,14 +115,12 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/serving/server.py::require_packages::\"pip install 'divprune-edge[serve]'\"",
     ),
     "says in words what to change in a picture, a file or a prompt": (
-        "configs/__init__.py::refuse_ambiguous::f'{directory} for the directory, or {preset} for the preset'",
         "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that it was trained on'",
         "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that was not quantised'",
         "export/checkpoint/adapter.py::_unsupported::_MERGE.format(base=base, path=str(directory))",
         'export/checkpoint/adapter_source.py::base_of_adapter::f"write the model\'s directory or hub id there, in {config}"',
         "export/checkpoint/checkpoint.py::Checkpoint._resolve_tied_head::f\"set tie_word_embeddings to false in {self.path / 'config.json'}, in text_config as well\"",
         "export/checkpoint/packed_layers.py::_layer::'use a checkpoint quantised with desc_act false, or --quant int4 on the model that was quantised'",
-        "export/checkpoint/source.py::_from_directory::'give the directory that holds config.json and the safetensors files'",
         "export/checkpoint/source.py::_with_base::'merge the first adapter into its model, and name that in adapter_config.json'",
         "export/checkpoint/source.py::_with_base::f\"write the model's directory to base_model_name_or_path in {adapter / 'adapter_config.json'}\"",
         "export/families/_anyres_base.py::AnyresBase.resized_vision_module::'--max-image-tokens bounds the size of its pictures'",
@@ -124,18 +144,12 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/backends/onnxruntime/decoder.py::DecoderSession.run::'ask for fewer tokens, or take a larger --max-seq-len'",
         "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
         "runtime/cli/bench.py::_measure_server::'--json > FILE'",
-        "runtime/cli/overlay_files.py::check_overlay_options::'choose another name'",
         "runtime/cli/overlay_files.py::write_overlay::'choose a name for --overlay that ends in .png'",
-        "runtime/cli/run.py::_check_frames::f'add --video PATH, or leave {names} out'",
-        "runtime/cli/run.py::_check_options::'put them into the file'",
-        "runtime/cli/run.py::_read_prompt::\"echo 'What is it?' | divprune-run ENGINE_DIR picture.jpg --prompt -\"",
         "runtime/cli/serve.py::_check_exposure::f'{_KEY_VARIABLE}=\"$(openssl rand -hex 24)\" divprune-serve ...'",
         "runtime/directory/engine_directory.py::EngineDirectory.file::export_command(self.manifest, self.path)",
         "runtime/directory/engine_directory.py::_check_listed::f'remove it, or {fix}'",
         "runtime/directory/limits.py::answer_limit::_ways_out(manifest)",
         'runtime/directory/path_text.py::check_utf8::f"{fix}; if it is UTF-8, set the terminal\'s encoding: LC_ALL=C.UTF-8"',
-        "runtime/directory/safe_write.py::_unwritable::f'choose another name for {option}'",
-        "runtime/directory/safe_write.py::check_outside_models::f'choose another {option}'",
         "runtime/families/_anyres.py::Grids.within::f'--max-image-tokens {smallest}'",
         "runtime/families/_frames.py::FramesFamily.prepare_video::f'divprune-export with --max-image-tokens {self._frame_tokens(wanted)}' if wanted > 1 else None",
         "runtime/families/_qwen_pixels.py::fit_size::'crop the picture first'",
@@ -150,24 +164,16 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/families/smolvlm.py::SmolVLM._too_many_frames::f'--num-frames {self.max_crops}, or export with --max-image-tokens {frames * self.crop_tokens}'",
         "runtime/families/smolvlm.py::SmolVLM.from_facts::f'--max-image-tokens {crop_side ** 2}'",
         "runtime/generation/kept_tokens.py::_count::'leave --keep out'",
-        "runtime/generation/media_encoder.py::MediaEncoder.open::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
         "runtime/inputs/image_loading.py::_from_array::'scale it to uint8 from 0 to 255 and put the channels last'",
-        "runtime/inputs/image_loading.py::_keep_high_byte::'scale it to 8 or 16 bits a channel'",
-        "runtime/inputs/image_loading.py::_scale_floats::'scale it to 8 or 16 bits a channel'",
         "runtime/inputs/image_loading.py::_too_many_pixels::'scale the picture down first'",
         "runtime/inputs/image_processor.py::ImageProcessor.to_rgb::'open it with divprune.runtime.inputs.image_loading.load_image'",
         "runtime/inputs/image_processor.py::_check_pixels::'crop or scale the picture first'",
-        "runtime/inputs/image_sources.py::_read_stdin::'divprune-run ENGINE_DIR - < picture.jpg'",
         "runtime/inputs/image_sources.py::_too_long::'save it as a file and pass its path'",
         'runtime/inputs/messages.py::_text::"check the terminal\'s encoding (LANG, LC_ALL)"',
-        "runtime/inputs/messages.py::_wrong::f'messages look like {_EXAMPLE}'",
-        "runtime/inputs/prompt.py::_check_texts::'leave it out of --prompt: the chat template places the pictures'",
         "runtime/inputs/video.py::_open_file::'give it as a picture, not as a video'",
         "runtime/inputs/video.py::_open_folder::'scale the frames to one size, or take other pictures out of the folder'",
         "runtime/reports/bench/compare.py::require_same_work::'run divprune-bench with the same engine, --keep, --image, --prompt, --prompt-tokens and --max-new-tokens'",
         "runtime/reports/bench/server_load.py::_Server.first_model::'divprune-serve ENGINE_DIR'",
-        "runtime/reports/eval/dataset.py::_bad_line::f'mend line {number} of {path}'",
-        "runtime/reports/eval/log.py::_check_header::'name another --output directory, or start over with --force'",
         "runtime/reports/eval/log.py::_no_log::'name another --output directory, or start over with --force'",
         "runtime/reports/eval/log.py::_open_locked::'wait for it, or name another --output directory'",
         "runtime/reports/eval/plan.py::plan_runs::'export one with this --keep, or leave it out'",
@@ -227,8 +233,6 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/inputs/chat_template.py::ChatTemplate.__init__::_FIX",
         "runtime/inputs/chat_template.py::ChatTemplate.render::_FIX",
         "runtime/inputs/chat_template.py::read_template::_FIX",
-        "runtime/inputs/image_loading.py::_decoding::'convert it to JPEG or PNG; if it is one, it is damaged: get it again'",
-        "runtime/inputs/image_loading.py::_decoding::'the picture is damaged or cut off: get it again'",
         "runtime/inputs/prompt.py::_wrong_number::f'put pictures into messages of a role whose content the template writes (user), or export again with a chat_template.jinja that writes the placeholder for entries of type \"{kind}\"'",
         "runtime/inputs/prompt.py::build_prompt::'export again from a checkpoint whose tokenizer belongs to the model'",
         "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",

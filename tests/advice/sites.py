@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 __all__ = ["FOLDERS", "Site", "find_sites"]
@@ -37,8 +38,12 @@ class Site:
         return f"{self.path}::{self.function}::{self.advice}"
 
 
+@cache
 def find_sites() -> list[Site]:
-    """All of them; a parameter that is passed on is no advice of its own."""
+    """All of them; a parameter that is passed on is no advice of its own.
+
+    Parsed once a session: that takes longer than most of what is followed.
+    """
     files = (file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py")))
     return [site for file in files for site in _sites_of(file)]
 

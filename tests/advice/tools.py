@@ -44,8 +44,11 @@ class Refusal:
     keys: tuple[str, ...]
 
 
-def attempt(words: list[str], stdin: bytes = b"", *, whole: bool = True) -> Refusal:
-    """Run a tool by its name and arguments; of an export not ``whole``, all but the graphs."""
+def attempt(words: list[str], stdin: bytes | None = b"", *, whole: bool = True) -> Refusal:
+    """Run a tool by its name and arguments; of an export not ``whole``, all but the graphs.
+
+    Standard input is closed where ``stdin`` is None.
+    """
     main: Callable[[list[str]], int] = import_module(_TOOLS[words[0]]).main
     if words[0] == "divprune-export" and not whole:
         main = _plan_export
@@ -154,9 +157,9 @@ def _recorded() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _piped(data: bytes) -> Iterator[None]:
+def _piped(data: bytes | None) -> Iterator[None]:
     before = sys.stdin
-    sys.stdin = io.TextIOWrapper(io.BytesIO(data))
+    sys.stdin = None if data is None else io.TextIOWrapper(io.BytesIO(data))
     try:
         yield
     finally:
