@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ compared in one table and one picture. Every answer is logged: a run that was st
 where it was when the same command is given again."""
 _METRICS = "exact-match (default), relaxed-match or yes-no-f1"
 _REDRAW_S, _LINE_S = 0.1, 60.0  # between two states of the bar: on a terminal, in a file
+_REASONS = 3  # shown of those for which answers failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _check_options(arguments)
     dataset, runs, notes = _check_inputs(arguments, options)
     folder = arguments.output or Path(f"{arguments.data.stem}-eval")
-    report = _evaluate(arguments, options, dataset, runs, notes, folder)
+    reasons: Counter[str] = Counter()
+    report = _evaluate(arguments, options, dataset, runs, notes, folder, reasons)
 
     from divprune.runtime.reports.eval.layout import render_text
     from divprune.runtime.reports.eval.output import write_report
@@ -82,12 +85,22 @@ def _run(arguments: argparse.Namespace) -> int:
     if report.errors:
         print(
             f"error: {report.errors} answers failed; the others stand\n"
-            f'  found:    "error" in {folder}/*.jsonl\n'
+            f'  found:    {_most_common(reasons)}; all as "error" in {folder}/*.jsonl\n'
             "  fix:      mend what they name and give the command again: only these are asked",
             file=sys.stderr,
         )
         return EXIT_USER
     return 0
+
+
+def _most_common(reasons: Counter[str]) -> str:
+    """Why answers failed, the commonest reasons first."""
+    from divprune.runtime.errors import printable
+
+    shown = reasons.most_common(_REASONS)
+    words = [f"{printable(reason)} ({count})" for reason, count in shown]
+    more = len(reasons) - len(shown)
+    return "; ".join([*words, *([f"{more} other reasons"] if more else [])])
 
 
 def _check_options(arguments: argparse.Namespace) -> EvalOptions:
@@ -128,6 +141,7 @@ def _evaluate(
     runs: Sequence[EngineRun],
     notes: Sequence[str],
     folder: Path,
+    reasons: Counter[str],
 ) -> EvalReport:
     """Answer what the logs do not have yet, and report on all of it."""
     from divprune.runtime.reports.eval.assemble import assemble_report
@@ -142,13 +156,19 @@ def _evaluate(
             for run in runs
         ]
         for run, log in zip(runs, logs, strict=True):
-            _answer(run, dataset, options, log, quiet=arguments.quiet)
+            _answer(run, dataset, options, log, reasons, quiet=arguments.quiet)
     records = {run.label: log.records for run, log in zip(runs, logs, strict=True)}
     return assemble_report(runs, records, dataset, options, notes)
 
 
 def _answer(
-    run: EngineRun, dataset: Dataset, options: EvalOptions, log: SampleLog, *, quiet: bool
+    run: EngineRun,
+    dataset: Dataset,
+    options: EvalOptions,
+    log: SampleLog,
+    reasons: Counter[str],
+    *,
+    quiet: bool,
 ) -> None:
     from tqdm import tqdm
 
@@ -161,6 +181,7 @@ def _answer(
         nonlocal failed
         if record.error is not None:
             failed += 1
+            reasons[record.error.partition("\n")[0]] += 1
             bar.set_postfix(failed=failed, refresh=False)
         bar.update()
 

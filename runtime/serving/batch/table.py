@@ -188,7 +188,13 @@ class JsonLines(Table):
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             with self.path.open(encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, start=1):
+                for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), 1):
+                    if len(line) == _LONGEST_LINE:
+                        raise DatasetError(
+                            f"{self.path}, line {number} is too long",
+                            expected=f"less than {_LONGEST_LINE >> 20} Mi characters",
+                            found="more",
+                        )
                     if line.strip():
                         yield number, self._parse(line, number)
         except (OSError, UnicodeDecodeError) as error:
@@ -323,6 +329,7 @@ def open_table(path: Path, columns: Columns, prompt: str) -> Table:
     return kind(path, columns, prompt)
 
 
+_LONGEST_LINE = 64 << 20  # a picture as a data URI is part of it
 _EXPECTED = "a .jsonl or .parquet file, a folder of .parquet files, or a folder of pictures"
 
 

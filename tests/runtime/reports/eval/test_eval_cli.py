@@ -202,6 +202,8 @@ def test_one_bad_sample_is_reported_and_the_others_stand(
     assert main([*map(str, command)]) == 2
     shown = capsys.readouterr().err
     assert "6 answers failed; the others stand" in shown
+    for reason in ("missing.png does not exist (2)", "the prompt is too long (2)"):
+        assert reason in shown
     assert "24/24" in shown
     assert "failed=6" in shown
     rows = read(out)

@@ -27,6 +27,13 @@ def refused(path: Path, **columns: str) -> str:
     return str(caught.value)
 
 
+def test_a_file_without_a_line_in_it_is_refused_and_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
+    assert "line 1 is too long" in refused(path)
+
+
 def test_rows_of_jsonl_have_their_keys_prompts_and_paths_beside_the_file(tmp_path: Path) -> None:
     path = lines(
         tmp_path / "a.jsonl",
