@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from divprune.runtime.backends import load_backend
-from divprune.runtime.backends.onnxruntime.backend import ROWS_ON_CPU
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from divprune.runtime.backends import Backend
     from divprune.runtime.directory.keep import AutoKeep
     from divprune.runtime.directory.manifest import Manifest
+    from divprune.runtime.inputs.messages import Conversation
     from divprune.runtime.inputs.prompt import Prompt
 
     Picture = str | Path | bytes | Image.Image
@@ -93,7 +93,7 @@ class Pipeline:
             backend,
             self._table,
             self.manifest.model.position_axes,
-            _rows_together(self.manifest),
+            _rows_together(self.manifest, backend),
         )
         self._check_parts()
 
@@ -213,7 +213,8 @@ class Pipeline:
         else:
             places = [each.indices.tolist() for each in kept]
             keys = row_keys(rows, [each.digest for each in media], places, scope)
-            started = self._prefiller.prefill(rows, kept, keys, sampler, clock, scope)
+            turns = self._turn_ends(conversation, media, prompt, rows)
+            started = self._prefiller.prefill(rows, kept, keys, sampler, clock, scope, turns)
         return Generation(
             self._record(rows, media, num_pictures, started, clock),
             step=started.step,
@@ -411,6 +412,20 @@ class Pipeline:
         mode = self.manifest.selector.positions
         return prune_prompt(prompt, indices, positions, next_position, mode)
 
+    def _turn_ends(
+        self,
+        conversation: Conversation,
+        media: Sequence[PreparedMedium],
+        prompt: Prompt,
+        rows: PromptRows,
+    ) -> list[int]:
+        """Rows of the pruned prompt at which its earlier answers begin, where that matters."""
+        if self._prefiller.rows_together == 1:
+            return []
+        prepared = [each.prepared for each in media]
+        ends = self._prompts.turn_ends(conversation, prepared, prompt)
+        return [rows.row_of(end) for end in ends]
+
     def _record(
         self,
         rows: PromptRows,
@@ -467,10 +482,14 @@ class Pipeline:
                 )
 
 
-def _rows_together(manifest: Manifest) -> int:
-    """Rows that share the scale of their int8 activations; 1 where there are none."""
-    int8_weights = manifest.quant is not None and manifest.quant.bits == 8
-    return ROWS_ON_CPU if int8_weights or manifest.prefill_quant is not None else 1
+def _rows_together(manifest: Manifest, backend: Backend) -> int:
+    """Rows of a prompt whose numbers depend on how many are computed together; 1 otherwise.
+
+    Activations of 8 bits, beside int4 weights too, make a visible difference of the last digit
+    of a float32, which is another one with another number of rows.
+    """
+    quantized = manifest.quant is not None or manifest.prefill_quant is not None
+    return (backend.rows_at_once or 1) if quantized else 1
 
 
 def _stop_if(interrupted: Callable[[], bool]) -> None:

@@ -208,6 +208,11 @@ class Backend(Protocol):
         """Whether one thread may call ``encode_image`` while another calls ``forward``."""
         ...
 
+    @property
+    def rows_at_once(self) -> int | None:
+        """Rows of a prompt that go through the LLM together at most; None: any number."""
+        ...
+
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision graph on its inputs, by name."""
         ...

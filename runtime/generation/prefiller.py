@@ -11,7 +11,7 @@ import numpy as np
 
 from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens
 from divprune.runtime.generation.merge import splice, splice_planes
-from divprune.runtime.generation.prefix import CachedRows
+from divprune.runtime.generation.prefix import CachedRows, piece_ends
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,9 +54,8 @@ class Prefiller:
         table: Embeddings of the text's tokens.
         position_axes: Positions of a row: 1, or 3 for time, height and width.
         rows_together: Rows of a prompt that are computed together where that changes their
-            values, as the shared scale of int8 activations does; 1 where each row stands alone.
-            Only whole pieces of so many are taken from the cache then, and no row of an answer,
-            which was computed alone.
+            values, as 8-bit activations do; 1 where each row stands alone. Only whole pieces are
+            taken from the cache then, and no row of an answer, which was computed alone.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Prefiller:
         self._backend = backend
         self._table = table
         self._axes = position_axes
-        self._rows_together = rows_together
+        self.rows_together = rows_together
         self._cached = CachedRows()
         self._turn = 0
 
@@ -81,6 +80,7 @@ class Prefiller:
         sampler: Sampler,
         clock: Stopwatch,
         scope: Hashable,
+        turn_ends: Sequence[int] = (),
     ) -> Started:
         """Prefill what the cache lacks.
 
@@ -91,9 +91,15 @@ class Prefiller:
             sampler: Chooses the first token.
             clock: Is told when the merge, the prefill and the choice ended.
             scope: Of the call, for the keys of the answer's rows.
+            turn_ends: Rows at which earlier answers begin, where rows are computed together.
         """
         spans = [span.tolist() for span in rows.spans]
-        wanted = self._cached.match(keys, spans, self._rows_together)
+        if self.rows_together == 1:
+            ends = [len(rows)]  # the backend takes as many at once as suits it
+            wanted = self._cached.match(keys, spans)
+        else:
+            ends = piece_ends(len(rows), turn_ends, self.rows_together)
+            wanted = self._cached.match_pieces(keys, spans, ends)
         self._cached.clear()  # until everything has worked
         start, step = self._start(rows.next_position, wanted, scope)
         left = [each for each, span in zip(kept, rows.spans, strict=True) if span[0] >= start]
@@ -102,13 +108,35 @@ class Prefiller:
         embeds = splice(rows.ids[start:], is_visual, features, self._table)
         planes = splice_planes(is_visual, [each.planes for each in left])
         clock.lap("merge")
-        position_ids = _batched(rows.positions[:, start:])
-        logits = self._backend.forward(embeds, position_ids, planes)
+        logits = self._forward(embeds, rows.positions, planes, start, ends)
         clock.lap("prefill")
         first = sampler(logits)
         clock.lap("first_sample")
-        self._cached.set(keys)
+        self._cached.set(keys, ends)
         return Started(step, first, tuple(kept), cached=start)
+
+    def _forward(
+        self,
+        embeds: NDArray[np.floating],
+        positions: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]],
+        start: int,
+        ends: Sequence[int],
+    ) -> NDArray[np.float32] | Logits:
+        """Logits behind the last of the rows from ``start`` on, a call for each piece."""
+        last, begin = ends[-1], start
+        for end in ends:
+            if end <= start:
+                continue
+            whole = begin == start and end == last  # may lie on a device, and is not cut then
+            part = slice(begin - start, end - start)
+            logits = self._backend.forward(
+                embeds if whole else embeds[:, part],
+                _batched(positions[:, begin:end]),
+                planes if whole else tuple(plane[:, part] for plane in planes),
+            )
+            begin = end
+        return logits
 
     def prefill_pruned(
         self,
@@ -158,7 +186,7 @@ class Prefiller:
             embeds = self._table.rows([token])[np.newaxis]
             position = next(positions)
             logits = self._backend.forward(embeds, _batched(np.full((axes, 1), position, np.int64)))
-            if self._rows_together == 1:
+            if self.rows_together == 1:
                 self._cached.append(token, (position,) * axes, scope)
             return logits
 

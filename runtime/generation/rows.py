@@ -28,6 +28,7 @@ class PromptRows:
         spans: For each picture and video the rows int64 [K] of its kept tokens, ascending.
         positions: int64 [axes, S], for the rotary embedding.
         next_position: Of the first token of the answer.
+        sources: int64 [S], the row of the whole prompt that each one is, ascending.
     """
 
     ids: NDArray[np.int64]
@@ -35,9 +36,14 @@ class PromptRows:
     spans: tuple[NDArray[np.int64], ...]
     positions: NDArray[np.int64]
     next_position: int
+    sources: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def row_of(self, row: int) -> int:
+        """Where a row of the whole prompt is here; if it was pruned, the next one that stays."""
+        return int(np.searchsorted(self.sources, row))
 
 
 def prune_prompt(
@@ -64,7 +70,9 @@ def prune_prompt(
     if mode == "contiguous":
         counted = np.arange(len(stays), dtype=np.int64)
         left = np.broadcast_to(counted, (len(positions), len(stays)))
-        return PromptRows(prompt.ids[stays], is_visual, spans, left, len(stays))
+        return PromptRows(prompt.ids[stays], is_visual, spans, left, len(stays), stays)
     if mode != "original":
         raise ValueError(f"unknown positions {mode!r}")
-    return PromptRows(prompt.ids[stays], is_visual, spans, positions[:, stays], next_position)
+    return PromptRows(
+        prompt.ids[stays], is_visual, spans, positions[:, stays], next_position, stays
+    )

@@ -65,6 +65,12 @@ class Conversation:
     messages: tuple[dict[str, Any], ...]
     media: tuple[Medium, ...]
 
+    def until(self, place: int) -> Conversation:
+        """What came before the message at ``place``."""
+        before = self.messages[:place]
+        num_media = sum(part["type"] != "text" for each in before for part in each["content"])
+        return Conversation(before, self.media[:num_media])
+
     @property
     def num_pictures(self) -> int:
         """Pictures among the media; videos are not counted."""

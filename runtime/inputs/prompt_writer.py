@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from divprune.runtime.errors import PromptError
 from divprune.runtime.inputs.chat_template import ChatTemplate, read_template
 from divprune.runtime.inputs.messages import question, read_messages
 from divprune.runtime.inputs.prompt import Expansion, Prompt, build_prompt
@@ -60,6 +63,32 @@ class PromptWriter:
             self._tokenizer,
             self._visual_token_ids,
         )
+
+    def turn_ends(
+        self, conversation: Conversation, media: Sequence[Expansion], prompt: Prompt
+    ) -> list[int]:
+        """Rows at which the answers that are part of a conversation begin, ascending.
+
+        An answer before which the template writes something else once more has been said is left
+        out: the prompt that it answered is no beginning of this one.
+
+        Args:
+            conversation: The messages.
+            media: What stands for each of its pictures and videos.
+            prompt: What ``write`` made of them.
+        """
+        ends = []
+        for place, message in enumerate(conversation.messages):
+            if message["role"] != "assistant" or place == 0:
+                continue
+            before = conversation.until(place)
+            try:
+                ids = self.write(before, media[: len(before.media)]).ids
+            except PromptError:  # a template may want its messages otherwise: nobody asked this
+                continue
+            if len(ids) < len(prompt.ids) and np.array_equal(ids, prompt.ids[: len(ids)]):
+                ends.append(len(ids))
+        return ends
 
     def question_ids(self, text: str, num_images: int) -> list[int]:
         """Token ids of a question whose pictures have one visual token each.

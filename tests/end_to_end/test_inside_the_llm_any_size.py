@@ -197,7 +197,7 @@ def test_rows_that_layers_add_go_on_behind_the_selection(
     one.check([picture(48, 40)], 0.1)
     one.check_unpruned([picture(48, 40)])
     backend: Any = one.pipeline.backend
-    monkeypatch.setattr(backend, "_rows_at_once", 16)  # long prompts go through in pieces
+    monkeypatch.setattr(backend, "rows_at_once", 16)  # long prompts go through in pieces
     one.check([picture(48, 40)])
 
 

@@ -41,6 +41,7 @@ class Recorder:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.name = backend.name
+        self.rows_at_once = backend.rows_at_once
         self.features: list[ImageFeatures] = []
         self.embeds: list[np.ndarray] = []
         self.positions: list[list[int]] = []

@@ -165,7 +165,7 @@ class OnnxRuntimeBackend:
         self._residents = residents
         self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
         self._planes = [name for name in self._vision_outputs if name.startswith("deepstack_")]
-        self._rows_at_once = rows_at_once
+        self.rows_at_once = rows_at_once
         # There masked slots are multiplied by zero instead of being left out.
         self._reads_masked_slots = manifest.dialect != "ort"
         self._manifest = manifest
@@ -244,7 +244,7 @@ class OnnxRuntimeBackend:
         planes: Sequence[NDArray[np.floating]],
     ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64], list[NDArray[np.floating]]]]:
         """Rows [1, S, hidden], their positions and planes, as many at once as go through well."""
-        for part in _pieces(rows.shape[1], self._rows_at_once):
+        for part in _pieces(rows.shape[1], self.rows_at_once):
             yield rows[:, part], position_ids[..., part], [plane[:, part] for plane in planes]
 
     def prefill_pruned(

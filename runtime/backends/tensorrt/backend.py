@@ -155,6 +155,11 @@ class TensorRTBackend:
         """Never: the engines share one stream and one workspace."""
         return False
 
+    @property
+    def rows_at_once(self) -> int | None:
+        """Any number: the engines' profiles bound the whole prompt."""
+        return None
+
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision engine on its inputs, by name; features stay on the device."""
         encode_full = partial(self._encode_full, inputs)

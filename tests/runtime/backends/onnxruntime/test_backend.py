@@ -357,7 +357,7 @@ def test_a_long_prompt_goes_through_in_pieces_with_the_same_logits(directory, mo
     monkeypatch.setattr(
         decoder(backend), "run", lambda r, *p: seen.append(r.shape[1]) or run(r, *p)
     )
-    monkeypatch.setattr(backend, "_rows_at_once", 6)
+    monkeypatch.setattr(backend, "rows_at_once", 6)
     backend.reset()
     np.testing.assert_allclose(backend.forward(rows, positions), at_once, rtol=1e-3, atol=1e-4)
     assert seen == [5, 6, 6, 6]

@@ -48,6 +48,8 @@ class FakeMachine:
     rows_of_answers: list[int] = field(default_factory=list)
     steps: int = 0
 
+    rows_at_once: int | None = None
+
     def take(self, ms: float) -> None:
         self.seconds += ms * self.drift[self.answers % len(self.drift)] / 1000
 
