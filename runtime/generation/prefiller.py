@@ -124,11 +124,11 @@ class Prefiller:
         ends: Sequence[int],
     ) -> NDArray[np.float32] | Logits:
         """Logits behind the last of the rows from ``start`` on, a call for each piece."""
-        last, begin = ends[-1], start
+        ends = [end for end in ends if end > start]
+        logits: NDArray[np.float32] | Logits = np.empty(0, np.float32)
+        begin = start
         for end in ends:
-            if end <= start:
-                continue
-            whole = begin == start and end == last  # may lie on a device, and is not cut then
+            whole = len(ends) == 1  # may lie on a device, and is not cut then
             part = slice(begin - start, end - start)
             logits = self._backend.forward(
                 embeds if whole else embeds[:, part],
