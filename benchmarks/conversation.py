@@ -1,6 +1,6 @@
 """What a second question about the same picture costs, beside the first.
 
-    python benchmarks/conversation.py ENGINE_DIR [--rounds 7] [--output FILE.json]
+    python benchmarks/conversation.py ENGINE_DIR [--keep 1.0] [--rounds 7] [--output FILE.json]
 
 Each round asks a first question about a picture that nothing is known of, then a second one in the
 same conversation, and the same conversation anew without the cache. Times are those of one
@@ -36,16 +36,16 @@ def ask(pipeline: Pipeline, messages: list, **options) -> dict:
     }
 
 
-def one_round(pipeline: Pipeline, picture) -> dict:
+def one_round(pipeline: Pipeline, picture, keep: float | None) -> dict:
     asked = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTIONS[0]}]
     messages = [{"role": "user", "content": asked}]
-    first = ask(pipeline, messages, reuse=False)
+    first = ask(pipeline, messages, keep=keep, reuse=False)
     messages += [
         {"role": "assistant", "content": first["text"] or "nothing"},
         {"role": "user", "content": QUESTIONS[1]},
     ]
-    second = ask(pipeline, messages)
-    anew = ask(pipeline, messages, reuse=False)
+    second = ask(pipeline, messages, keep=keep)
+    anew = ask(pipeline, messages, keep=keep, reuse=False)
     if second["token_ids"] != anew["token_ids"]:
         raise SystemExit("the conversation's token ids are not those of a fresh run")
     return {"first": first, "second": second, "anew": anew}
@@ -60,18 +60,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("engine_dir", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep", type=float, help="default: the one of the export")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
     pipeline = Pipeline.from_dir(arguments.engine_dir, threads=arguments.threads)
     picture = load_image(str(PICTURE))
-    one_round(pipeline, picture)  # warms up
-    rounds = [one_round(pipeline, picture) for _ in range(arguments.rounds)]
+    one_round(pipeline, picture, arguments.keep)  # warms up
+    rounds = [one_round(pipeline, picture, arguments.keep) for _ in range(arguments.rounds)]
     report = {
         "kind": "conversation",
-        "engine": pipeline.manifest.model.id,
+        "engine": Path(pipeline.manifest.model.id).name,
         "backend": pipeline.backend.name,
         "machine": platform.processor() or platform.machine(),
         "version": __version__,
+        "keep": arguments.keep or pipeline.manifest.selector.keep,
         "rounds": len(rounds),
         "prefilled": {name: rounds[0][name]["prefilled"] for name in ("first", "second", "anew")},
         "ttft_ms": {
