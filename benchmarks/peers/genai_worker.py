@@ -6,8 +6,9 @@ import json
 import random
 import sys
 
+import onnxruntime
 import onnxruntime_genai as og
-from protocol import TEXT_TOKENS, now, serve, summarise_steps
+from protocol import TEXT_TOKENS, Request, now, serve, summarise_steps
 
 
 def main() -> None:
@@ -18,8 +19,8 @@ def main() -> None:
     model = og.Model(config)
     numbers = random.Random(0)
 
-    def answer(image_tokens: int, new_tokens: int) -> dict[str, float]:
-        length = image_tokens + TEXT_TOKENS
+    def answer(request: Request) -> dict[str, float]:
+        length, new_tokens = request.kept_tokens + TEXT_TOKENS, request.new_tokens
         params = og.GeneratorParams(model)
         params.set_search_options(
             max_length=length + new_tokens, min_length=length + new_tokens, do_sample=False
@@ -32,9 +33,10 @@ def main() -> None:
         for _ in range(new_tokens):
             generator.generate_next_token()
             stamps.append(now())
-        return summarise_steps(started, stamps)
+        return summarise_steps(started, stamps) | {"prompt_tokens": length}
 
-    serve({"runtime": "onnxruntime-genai", "version": og.__version__, "weights": "int4"}, answer)
+    version = f"{og.__version__} on onnxruntime {onnxruntime.__version__}"
+    serve({"runtime": "onnxruntime-genai", "version": version, "weights": "int4"}, answer)
 
 
 if __name__ == "__main__":

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 
 import llama_cpp
-from protocol import TEXT_TOKENS, now, serve, summarise_steps
+from protocol import TEXT_TOKENS, Request, now, serve, summarise_steps
 
 
 def main() -> None:
-    threads = int(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("gguf")
+    parser.add_argument("threads", type=int)
+    parser.add_argument("--flash-attention", action="store_true")
+    args = parser.parse_args()
     model = llama_cpp.Llama(
-        sys.argv[1],
+        args.gguf,
         n_ctx=1024,
         n_batch=1024,
         n_ubatch=512,
-        n_threads=threads,
-        n_threads_batch=threads,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        flash_attn=args.flash_attention,
         verbose=False,
     )
     numbers = random.Random(0)
 
-    def answer(image_tokens: int, new_tokens: int) -> dict[str, float]:
-        ids = [numbers.randrange(3, 30000) for _ in range(image_tokens + TEXT_TOKENS)]
+    def answer(request: Request) -> dict[str, float]:
+        length = request.kept_tokens + TEXT_TOKENS
+        ids = [numbers.randrange(3, 30000) for _ in range(length)]
         stamps = []
         model.reset()
         started = now()
         model.eval(ids)
         token = model.sample(temp=0.0)
         stamps.append(now())
-        for _ in range(new_tokens - 1):
+        for _ in range(request.new_tokens - 1):
             model.eval([token])
             token = model.sample(temp=0.0)
             stamps.append(now())
-        return summarise_steps(started, stamps)
+        return summarise_steps(started, stamps) | {"prompt_tokens": length}
 
+    attention = "flash attention" if args.flash_attention else "no flash attention"
     facts = {"runtime": "llama.cpp", "version": f"llama-cpp-python {llama_cpp.__version__}"}
-    serve(facts | {"weights": "Q4_0"}, answer)
+    serve(facts | {"weights": f"Q4_0, {attention}"}, answer)
 
 
 if __name__ == "__main__":

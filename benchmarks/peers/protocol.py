@@ -1,8 +1,8 @@
 """What ``compare.py`` and the workers say to each other: one JSON object a line.
 
 A worker runs in its runtime's own environment. It loads, prints ``{"ready": …}``, and answers
-each request ``{"image_tokens": 576, "new_tokens": 64}`` with the times of one answer; what it
-cannot do it leaves out. Standard library only: the environments share nothing else.
+each request with the times of one answer; what it cannot do it leaves out. Standard library
+only: the environments share nothing else.
 """
 
 from __future__ import annotations
@@ -12,28 +12,54 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TEXT_TOKENS", "peak_rss", "serve", "summarise_steps"]
+__all__ = ["TEXT_TOKENS", "Request", "now", "peak_rss", "serve", "summarise_steps"]
 
 TEXT_TOKENS = 60  # beside the picture: 636 positions with 576 visual tokens, 118 with 58
 
 
-def serve(facts: dict[str, Any], answer: Callable[[int, int], dict[str, float]]) -> None:
+@dataclass(frozen=True)
+class Request:
+    """One answer about one picture of noise.
+
+    Attributes:
+        side: Of the picture, in pixels.
+        image_tokens: Visual tokens that the model makes of it.
+        kept_tokens: How many of them the language model sees.
+        new_tokens: Length of the answer.
+    """
+
+    side: int
+    image_tokens: int
+    kept_tokens: int
+    new_tokens: int
+
+    @property
+    def prunes(self) -> bool:
+        """Whether some of the picture's tokens are dropped."""
+        return self.kept_tokens < self.image_tokens
+
+    def to_json(self) -> str:
+        """On one line."""
+        return json.dumps(asdict(self))
+
+
+def serve(facts: dict[str, Any], answer: Callable[[Request], dict[str, float]]) -> None:
     """Answer requests until standard input ends.
 
     Args:
         facts: What is said of the runtime: its name, version, and what was loaded.
-        answer: From visual tokens and new tokens to ``vision``, ``prefill``, ``ttft`` in seconds
-            and ``decode_tokens_per_s``.
+        answer: From a request to ``vision``, ``prefill``, ``ttft`` in seconds,
+            ``decode_tokens_per_s`` and ``prompt_tokens``.
     """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not disturb the conversation
     print(json.dumps({"ready": facts}), file=out, flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        result = answer(request["image_tokens"], request["new_tokens"])
+        result = answer(Request(**json.loads(line)))
         print(json.dumps(result | {"peak_rss": peak_rss()}), file=out, flush=True)
 
 
