@@ -49,6 +49,7 @@ def render(report: dict[str, Any]) -> str:
 def heading(report: dict[str, Any]) -> str:
     """Model, request, machine, and what each row stands for."""
     machine, side = report["machine"], report["side"]
+    load = machine.get("load_before")  # reports of before do not have it
     rounds = len({sample["round"] for sample in report["samples"]})
     where = f"{machine['cpu']}, {machine['cores']} cores, {report['date']}"
     lines = [
@@ -58,7 +59,7 @@ def heading(report: dict[str, Any]) -> str:
         f"A picture of {side} x {side}, {report['image_tokens']} visual tokens,",
         f"{report['new_tokens']} new ones; {where}.",
         f"Medians of {rounds} rounds, all rows in turns, after a round that does not count.",
-        f"Load of the machine before the first: {machine['load_before']:.1f}.",
+        *([] if load is None else [f"Load of the machine before the first: {load:.1f}."]),
         "",
         "| row | runtime | weights |",
         "| --- | --- | --- |",
