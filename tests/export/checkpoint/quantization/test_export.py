@@ -85,7 +85,7 @@ def test_large_weights_are_split_by_outputs(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A MiB holds every weight of so small a model: the limit is lowered by hand."""
-    from divprune.export.planning import plan as plan_module
+    from divprune.export.planning import make_plan as plan_module
 
     def smaller(*arguments: object, **options: object) -> object:
         return WeightSource(*arguments, **{**options, "max_bytes": 3000})  # type: ignore[arg-type]
