@@ -22,10 +22,11 @@ from jinja2.utils import Namespace
 
 from divprune.runtime.directory.bounded_json import read_bounded
 from divprune.runtime.errors import PromptError
-from divprune.runtime.inputs.template_limits import MAX_LENGTH, BoundedEnvironment
+from divprune.runtime.inputs.template_limits import MAX_LENGTH, BoundedEnvironment, join_bounded
 
 __all__ = ["ChatTemplate", "read_template"]
 
+_MAX_INDENT = 100
 _FIX = "repair chat_template.jinja in the checkpoint and export again"
 
 
@@ -166,14 +167,18 @@ def _strftime_now(format: str) -> str:  # noqa: A002 - templates may pass it by 
 def _tojson(
     x: object,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """JSON as is: jinja2's own filter escapes HTML characters."""
-    return json.dumps(
-        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    widths = [indent if isinstance(indent, int) else len(indent or "")]
+    if max(widths + [len(text) for text in separators or ()]) > _MAX_INDENT:
+        raise SecurityError(f"it indents or separates JSON by more than {_MAX_INDENT} characters")
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return join_bounded(encoder.iterencode(x))
 
 
 def _environment() -> BoundedEnvironment:

@@ -18,7 +18,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-__all__ = ["BoundedEnvironment"]
+__all__ = ["BoundedEnvironment", "join_bounded"]
 
 MAX_SECONDS = 5.0
 MAX_STEPS = 2_000_000
@@ -43,7 +43,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for name in _BOUNDED_FILTERS:
             self.filters[name] = self._checked(name, self.filters[name])
         self.globals.pop("lipsum", None)  # text by the million; no template needs it
-        self.concat = self._concat  # type: ignore[method-assign]
+        self.concat = join_bounded  # type: ignore[method-assign]
         self.start()
 
     def start(self) -> None:
@@ -89,16 +89,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             yield item
 
     def _joined(self, items: Iterable[Any]) -> str:
-        return self._concat(map(str, items))
-
-    def _concat(self, pieces: Iterable[str]) -> str:
-        parts, length = [], 0
-        for piece in pieces:
-            length += len(piece)
-            if length > MAX_LENGTH:
-                raise SecurityError(f"it makes text of more than {MAX_LENGTH} characters")
-            parts.append(piece)
-        return "".join(parts)
+        return join_bounded(map(str, items))
 
     def _checked(self, name: str, plain: Any) -> Any:
         import functools
@@ -124,6 +115,21 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         items = list(args[place]) if len(args) > place else []
         _check_length(sum(len(str(item)) for item in items))
         return plain(*args[:place], items, *args[place + 1 :], **kwargs)
+
+
+def join_bounded(pieces: Iterable[str]) -> str:
+    """One text of many pieces.
+
+    Raises:
+        SecurityError: as soon as they are more than ``MAX_LENGTH`` characters.
+    """
+    parts, length = [], 0
+    for piece in pieces:
+        length += len(piece)
+        if length > MAX_LENGTH:
+            raise SecurityError(f"it makes text of more than {MAX_LENGTH} characters")
+        parts.append(piece)
+    return "".join(parts)
 
 
 class _Bounds(NodeTransformer):

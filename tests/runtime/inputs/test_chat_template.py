@@ -270,6 +270,10 @@ HOSTILE = {
     "power": "{{ 9 ** 9 ** 9 }}",
     "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
     "{{ f(60) }}",
+    "indented JSON": "{{ [1]|tojson(indent=10**8) }}",
+    "separated JSON": "{{ [1, 2]|tojson(separators=('a' * 1000000, ':')) }}",
+    "JSON of one list many times": "{% set n = namespace(t=[1]) %}{% for i in range(60) %}"
+    "{% set n.t = [n.t, n.t] %}{% endfor %}{{ n.t|tojson }}",
     "text of a loop": "{% for i in range(99999) %}{{ 'a' * 100000 }}{% endfor %}",
     "kept text of a loop": "{% set t %}{% for i in range(99999) %}{{ 'a' * 100000 }}{% endfor %}"
     "{% endset %}",
