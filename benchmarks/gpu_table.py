@@ -7,19 +7,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from divprune.runtime.cli.main_guard import run_guarded
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.generated_table import write_table
 from divprune.runtime.reports.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 
-RESULTS = Path(__file__).parent / "results"
 _TITLE = """\
 # Measured on a GPU
 
@@ -42,11 +43,7 @@ _SHOWN = ("pytest",)  # and what became of them
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare only")
-    arguments = parser.parse_args(argv)
-    return run_guarded(lambda: _run(arguments.folder, check=arguments.check))
+    return write_table(__file__, __doc__, "gpu.md", render, argv)
 
 
 def render(folder: Path) -> str:
@@ -56,17 +53,6 @@ def render(folder: Path) -> str:
         report = json.loads(path.read_text(encoding="utf-8"))
         parts += [_heading(path, report), *_tables(report)]
     return "\n".join(parts)
-
-
-def _run(folder: Path, *, check: bool) -> int:
-    path, text = folder / "gpu.md", render(folder)
-    if not check:
-        path.write_text(text, encoding="utf-8")
-        return 0
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{path} is out of date: python benchmarks/gpu_table.py", file=sys.stderr)
-    return 1
 
 
 def _heading(path: Path, report: dict) -> str:

@@ -7,18 +7,19 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
 from pathlib import Path
 
-from divprune.runtime.cli.main_guard import run_guarded
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.generated_table import write_table
 from divprune.runtime.reports.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 
-RESULTS = Path(__file__).parent / "results"
 _TITLE = """\
 # The selection kernel
 
@@ -35,11 +36,7 @@ _RESOURCES = ("tokens a thread", "up to N")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare only")
-    arguments = parser.parse_args(argv)
-    return run_guarded(lambda: _run(arguments.folder, check=arguments.check))
+    return write_table(__file__, __doc__, "kernel.md", render, argv)
 
 
 def render(folder: Path) -> str:
@@ -47,17 +44,6 @@ def render(folder: Path) -> str:
     reports = [_read(path) for path in sorted(folder.glob("kernel-latency-*.json"))]
     resources = folder / "kernel-resources.json"
     return f"{_TITLE}\n{_latency(reports)}{_resources(_read(resources))}"
-
-
-def _run(folder: Path, *, check: bool) -> int:
-    path, text = folder / "kernel.md", render(folder)
-    if not check:
-        path.write_text(text, encoding="utf-8")
-        return 0
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{path} is out of date: python benchmarks/kernel_table.py", file=sys.stderr)
-    return 1
 
 
 def _read(path: Path) -> dict:

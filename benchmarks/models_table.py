@@ -8,17 +8,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.generated_table import write_table
 from divprune.runtime.reports.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 
-RESULTS = Path(__file__).parent / "results"
 _TITLE = """\
 # Models on a CPU, with random weights in their real shapes
 
@@ -31,18 +33,7 @@ _GIB = 2**30
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare only")
-    arguments = parser.parse_args(argv)
-    path, text = arguments.folder / "models.md", render(arguments.folder)
-    if not arguments.check:
-        path.write_text(text, encoding="utf-8")
-        return 0
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{path} is out of date: python benchmarks/models_table.py", file=sys.stderr)
-    return 1
+    return write_table(__file__, __doc__, "models.md", render, argv)
 
 
 def render(folder: Path) -> str:

@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from divprune.runtime.cli.main_guard import run_guarded
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.generated_table import write_table
 from divprune.runtime.reports.bench.compare import read_report
 from divprune.runtime.reports.bench.layout import format_keep, format_ms
 from divprune.runtime.reports.bench.report import Report, Run
@@ -20,7 +22,6 @@ from divprune.runtime.reports.tables import Table, to_markdown
 
 __all__ = ["main", "render"]
 
-RESULTS = Path(__file__).parent / "results"
 
 _TITLE = """\
 # Latency
@@ -38,11 +39,7 @@ _HEADER += ("decode tokens/s", "peak memory, MiB")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare only")
-    arguments = parser.parse_args(argv)
-    return run_guarded(lambda: _run(arguments.folder, check=arguments.check))
+    return write_table(__file__, __doc__, "README.md", render, argv)
 
 
 def render(folder: Path) -> str:
@@ -53,17 +50,6 @@ def render(folder: Path) -> str:
     rows = [_row(name, report, run) for name, report in reports.items() for run in report.runs]
     lines = "".join(f"- {_describe(name, report)}\n" for name, report in reports.items())
     return f"{_TITLE}\n{to_markdown(Table(_HEADER, tuple(rows), labels=2))}\n{lines}"
-
-
-def _run(folder: Path, *, check: bool) -> int:
-    path, text = folder / "README.md", render(folder)
-    if not check:
-        path.write_text(text, encoding="utf-8")
-        return 0
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{path} is out of date: python benchmarks/results_table.py", file=sys.stderr)
-    return 1
 
 
 def _row(name: str, report: Report, run: Run) -> tuple[str, ...]:

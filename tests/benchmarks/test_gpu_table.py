@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_table import RESULTS, main, render
+from benchmarks.generated_table import RESULTS
+from benchmarks.gpu_table import main, render
 
 H200 = RESULTS / "gpu-h200-2026-11-26.json"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.generated_table import RESULTS
 from benchmarks.serving_overhead import Timed, compare, judge
-from benchmarks.serving_table import RESULTS, main, render
+from benchmarks.serving_table import main, render
 
 OVERHEAD: dict[str, Any] = {
     "machine": {"cpu": "some CPU", "cores": 2, "load_average_at_end": 0.1},

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.generated_table import RESULTS
 from benchmarks.kernel_resources import CAPABILITIES, measure, parse
-from benchmarks.kernel_table import RESULTS, main, render
+from benchmarks.kernel_table import main, render
 from divprune.plugins.ptx import read_ptx
 from tests.plugins.matrices import matrix
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results_table import RESULTS, main, render
+from benchmarks.generated_table import RESULTS
+from benchmarks.results_table import main, render
 from tests.runtime.reports.bench.made_up_report import made_up_report
 
 
