@@ -38,20 +38,20 @@ def release_freed_memory() -> None:
             trim(0)
 
 
-def free_blocks_at_once(smallest: int = 4 << 20) -> None:
-    """Let glibc return every block of ``smallest`` bytes or more to the system when it is freed.
+def free_blocks_at_once() -> None:
+    """Let glibc return every block of 4 MiB or more to the system when it is freed.
 
     By itself it keeps those of up to 32 MiB, and small ones that lie above them keep all of them.
     The peak of a process that reads one layer after another then is that of many layers.
     """
-    _set_malloc(_M_MMAP_THRESHOLD, smallest)
+    _set_malloc(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def share_one_heap() -> None:
     """Let all threads that are started from now on allocate from the main thread's heap.
 
     glibc gives a thread a heap of its own, which returns what is freed at once: a model that runs
-    in such a thread touches new pages in every step, a tenth of a small model's time.
+    in such a thread touches new pages in every step.
     """
     _set_malloc(_M_ARENA_MAX, 1)
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAYOUT",
-    "ORIGINAL_CODE",
     "KeyLayout",
     "check_clip_tower",
     "clip_signals",
@@ -24,13 +23,6 @@ __all__ = [
     "projector_module",
 ]
 
-# The script came with transformers 4 only; it reads a fine-tune and its tower from the hub.
-ORIGINAL_CODE = (
-    "convert this very model, in an environment of its own: pip install 'transformers<5' torch && "
-    "python -m transformers.models.llava.convert_llava_weights_to_hf --text_model_id TEXT_MODEL "
-    "--vision_model_id VISION_TOWER --old_state_dict_id ORG/THIS --output_hub_path ORG/CONVERTED; "
-    "then --model ORG/CONVERTED"
-)
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 

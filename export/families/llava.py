@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from divprune.export.families._clip import (
     LAYOUT,
-    ORIGINAL_CODE,
     check_clip_tower,
     clip_signals,
     clip_tower_info,
@@ -29,8 +28,15 @@ __all__ = ["FAMILY", "LlavaFamily"]
 
 # The llava-hf repositories carry the last two from before the class had its final name.
 _ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaForCausalLM", "LlamaForCausalLM")
+# The script came with transformers 4 only; it reads a fine-tune and its tower from the hub.
+_CONVERT = (
+    "convert this very model, in an environment of its own: pip install 'transformers<5' torch && "
+    "python -m transformers.models.llava.convert_llava_weights_to_hf --text_model_id TEXT_MODEL "
+    "--vision_model_id VISION_TOWER --old_state_dict_id ORG/THIS --output_hub_path ORG/CONVERTED; "
+    "then --model ORG/CONVERTED"
+)
 _CONVERSIONS: Mapping[str, str] = dict.fromkeys(
-    ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"), ORIGINAL_CODE
+    ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"), _CONVERT
 )
 
 

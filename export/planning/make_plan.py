@@ -34,7 +34,6 @@ from divprune.runtime.errors import CheckpointError, OptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 __all__ = ["make_plan"]
 
 

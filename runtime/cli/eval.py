@@ -70,8 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _check_options(arguments)
     dataset, runs, notes = _check_inputs(arguments, options)
     folder = arguments.output or Path(f"{arguments.data.stem}-eval")
-    reasons: Counter[str] = Counter()
-    report = _evaluate(arguments, options, dataset, runs, notes, folder, reasons)
+    report, reasons = _evaluate(arguments, options, dataset, runs, notes, folder)
 
     from divprune.runtime.reports.eval.layout import render_text
     from divprune.runtime.reports.eval.output import write_report
@@ -141,9 +140,8 @@ def _evaluate(
     runs: Sequence[EngineRun],
     notes: Sequence[str],
     folder: Path,
-    reasons: Counter[str],
-) -> EvalReport:
-    """Answer what the logs do not have yet, and report on all of it."""
+) -> tuple[EvalReport, Counter[str]]:
+    """Answer what the logs do not have yet; a report on all of it, and why answers failed."""
     from divprune.runtime.reports.eval.assemble import assemble_report
     from divprune.runtime.reports.eval.evaluate import open_log
     from divprune.runtime.reports.eval.output import make_folder
@@ -156,19 +154,15 @@ def _evaluate(
             for run in runs
         ]
         for run, log in zip(runs, logs, strict=True):
-            _answer(run, dataset, options, log, reasons, quiet=arguments.quiet)
+            _answer(run, dataset, options, log, quiet=arguments.quiet)
     records = {run.label: log.records for run, log in zip(runs, logs, strict=True)}
-    return assemble_report(runs, records, dataset, options, notes)
+    errors = (each.error for of_run in records.values() for each in of_run.values())
+    reasons = Counter(error.partition("\n")[0] for error in errors if error is not None)
+    return assemble_report(runs, records, dataset, options, notes), reasons
 
 
 def _answer(
-    run: EngineRun,
-    dataset: Dataset,
-    options: EvalOptions,
-    log: SampleLog,
-    reasons: Counter[str],
-    *,
-    quiet: bool,
+    run: EngineRun, dataset: Dataset, options: EvalOptions, log: SampleLog, *, quiet: bool
 ) -> None:
     from tqdm import tqdm
 
@@ -181,7 +175,6 @@ def _answer(
         nonlocal failed
         if record.error is not None:
             failed += 1
-            reasons[record.error.partition("\n")[0]] += 1
             bar.set_postfix(failed=failed, refresh=False)
         bar.update()
 

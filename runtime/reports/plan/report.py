@@ -181,9 +181,8 @@ def _table(plan: MemoryPlan) -> list[str]:
         )
     rows += _differences(plan, [needs for _, needs in columns])
     rows.append(("peak while running", *(_mib(_peak(n, plan.device)) for _, n in columns)))
-    if (
-        plan.typical is not None and plan.settings.on_onnxruntime
-    ):  # TensorRT sets aside what the largest one takes
+    # TensorRT sets aside what the largest one takes.
+    if plan.typical is not None and plan.settings.on_onnxruntime:
         peaks = (_mib(_peak(needs, plan.device)) for needs in plan.typical)
         rows.append(("  with a picture of 640 x 480", *peaks))
     if plan.pruned.build_peak is not None:
