@@ -22,6 +22,7 @@ from divprune.export.selection import Selector
 from divprune.export.selection.selection_graph import write_selection
 from divprune.export.vision.attention import fuse_attention
 from divprune.export.vision.downsampled import small_size, trace_downsampled, write_resize_alone
+from divprune.export.vision.fusions import fuse_norms, fuse_rotary
 from divprune.export.vision.trace import TracedInput, trace_features, trace_vision
 from divprune.runtime.directory.manifest import GraphSpec
 
@@ -148,5 +149,7 @@ def _save(
         check_graph(model, plan.lane.limits)
     if plan.lane.dialect == "ort":
         fuse_attention(model.graph)
+        fuse_rotary(model)
+        fuse_norms(model)
     save_graph(model, directory / path, description, progress)
     return describe_graph(model, path)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from divprune.export.families import class_of
 from divprune.export.vision.attention import fuse_attention
+from divprune.export.vision.fusions import fuse_norms, fuse_rotary
 from divprune.export.vision.trace import TracedInput, trace_module
 from divprune.runtime.errors import UnsupportedError
 from divprune.runtime.families import VideoFrames, family_class
@@ -196,6 +197,12 @@ def run(model: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return found
 
 
+def is_of_rows(node: Any) -> bool:
+    """Whether a node computes with rows of the tower, rather than with sizes."""
+    dtype = node.outputs[0].dtype
+    return dtype is not None and dtype.name == "FLOAT" and node.outputs[0].shape.rank() > 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_traced_graph_takes_pictures_of_any_size_and_videos(model: Any, name: str) -> None:
     qwen = model(name)
@@ -208,6 +215,10 @@ def test_one_traced_graph_takes_pictures_of_any_size_and_videos(model: Any, name
         check(run(graph, prepared.inputs), qwen.reference(prepared))
     assert fuse_attention(graph.graph) == qwen.config.vision_config.depth
     assert "Softmax" not in {node.op_type for node in graph.graph}
+    assert fuse_rotary(graph) == 2 * qwen.config.vision_config.depth
+    # Qwen2.5-VL alone has RMSNorm: two a layer and one before the merger.
+    assert fuse_norms(graph) == (9 if name == "qwen2_5_vl" else 0)
+    assert not {"Pow", "Concat"} & {node.op_type for node in graph.graph if is_of_rows(node)}
     for prepared in media:
         check(run(graph, prepared.inputs), qwen.reference(prepared))
 
