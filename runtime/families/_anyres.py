@@ -20,6 +20,7 @@ from PIL import Image
 
 from divprune.runtime.errors import OptionError
 from divprune.runtime.inputs.image_processor import ImageProcessor
+from divprune.runtime.inputs.resizing import resize
 
 __all__ = ["Grids", "Size", "Tiling", "best_pinpoint", "cut_crops"]
 
@@ -191,7 +192,7 @@ def cut_crops(
     picture = processor.to_rgb(picture)
     side = tiling.side
     height, width = tiling.resized
-    resized = picture.resize((width, height), resample=processor.resample)
+    resized = resize(picture, (width, height), processor.resample)
     high, wide = tiling.pinpoint
     top, left = tiling.offset
     framed = Image.new("RGB", (wide, high))
@@ -201,5 +202,5 @@ def cut_crops(
         for top in range(0, tiling.pinpoint[0], side)
         for left in range(0, tiling.pinpoint[1], side)
     ]
-    whole = picture.resize((side, side), resample=processor.resample)
-    return np.concatenate([processor(crop) for crop in (whole, *tiles)])
+    whole = resize(picture, (side, side), processor.resample)
+    return processor.levels.planes([processor.fit(crop) for crop in (whole, *tiles)])

@@ -82,9 +82,10 @@ class FramesFamily(AnyresFamily):
         places = sample_frames(len(video.frames), wanted)
         packing = self._pack_frames(len(places))
         # One after another: a video decodes its frames as they are asked for.
-        pixels = [self.processors.frame(video.frames[place]) for place in places]
+        frames = [self.processors.frame.fit(video.frames[place]) for place in places]
+        pixels = self.processors.frame.levels.planes(frames)
         token_map = partial(self._frame_map, video.frames[places[0]].size, packing)
-        prepared = self._prepared("video", np.concatenate(pixels), packing, token_map)
+        prepared = self._prepared("video", pixels, packing, token_map)
         return replace(prepared, frames=tuple(int(place) for place in places))
 
     def _pack_frames(self, count: int) -> Packing:

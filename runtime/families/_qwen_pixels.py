@@ -181,25 +181,18 @@ class PatchProcessor:
             ``moments`` frames; the last frame is repeated where some are missing.
         """
         process = replace(self.pixels, resize_to=(size[1], size[0]))
-        images = [process(frame)[0] for frame in frames]
-        if len(images) == 1:
-            images *= self.moments  # the same array: nothing is computed twice
-        images += [images[-1]] * (-len(images) % self.moments)
-        steps = [
-            self._step(images[start : start + self.moments])
-            for start in range(0, len(images), self.moments)
-        ]
-        return np.stack(steps)
-
-    def _step(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        values = np.stack(images, axis=1)  # [channels, moments, height, width]
-        channels, moments, height, width = values.shape
-        patch = self.patch
-        cut = values.reshape(
-            channels, moments, height // patch, patch, width // patch, patch
-        ).transpose(2, 4, 0, 1, 3, 5)
-        blocks = block_major(cut, self.merge)
-        return np.ascontiguousarray(blocks.reshape(len(blocks), -1))
+        steps = -(-len(frames) // self.moments)
+        cells = size[0] * size[1] // self.factor**2
+        rows = np.empty(
+            (steps, cells, self.merge**2, 3, self.moments, self.patch, self.patch), np.float32
+        )
+        for moment in range(steps * self.moments):
+            if moment < len(frames):
+                patches = process.levels.patches(
+                    process.fit(frames[moment]), self.patch, self.merge
+                )
+            rows[moment // self.moments, :, :, :, moment % self.moments] = patches
+        return rows.reshape(steps, cells, -1)
 
 
 def _kind(config: Mapping[str, Any]) -> str:

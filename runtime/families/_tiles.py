@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,14 +12,15 @@ from PIL import Image
 
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.families.protocol import TokenMap
+from divprune.runtime.inputs.levels import LevelTable
 
 __all__ = [
-    "CropNormalizer",
     "check_processor",
     "cut",
     "frame_map",
     "grid_boxes",
     "image_options",
+    "level_table",
     "require",
     "resample_filter",
     "tile_map",
@@ -33,52 +32,23 @@ _WHITE = (255, 255, 255, 255)
 _ALWAYS_ON = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
-@dataclass(frozen=True)
-class CropNormalizer:
-    """8-bit levels to what the tower reads, as transformers' Pillow backend computes it.
+def level_table(config: Mapping[str, Any]) -> LevelTable:
+    """Read an image processor's config.
 
-    Attributes:
-        rescale_factor: What the levels are multiplied with, in float64.
-        mean: Subtracted from each channel after that.
-        std: What each channel is divided by in the end.
+    Raises:
+        CheckpointError: if it does not say the mean or the standard deviation. Defaults
+            differ between families and from their checkpoints: none is assumed.
+        UnsupportedError: if a step is turned off, or a value cannot be used.
     """
-
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> CropNormalizer:
-        """Read an image processor's config.
-
-        Raises:
-            CheckpointError: if it does not say the mean or the standard deviation. Defaults
-                differ between families and from their checkpoints: none is assumed.
-            UnsupportedError: if a step is turned off, or a value cannot be used.
-        """
-        for flag in _ALWAYS_ON:
-            if config.get(flag, True) is False:
-                raise UnsupportedError(f"image processor option {flag} is off", expected="true")
-        factor = _numbers("rescale_factor", config.get("rescale_factor", 1 / 255), 1)[0]
-        mean = _numbers("image_mean", require(config, "image_mean"), 3)
-        std = _numbers("image_std", require(config, "image_std"), 3)
-        if 0.0 in std:
-            raise _bad_option("image_std", "numbers other than 0", std)
-        return cls(factor, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-
-    def __call__(self, crops: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
-        """``pixel_values`` of RGB crops of one size, float32 [crops, 3, H, W]."""
-        levels = np.stack([np.asarray(crop) for crop in crops])
-        planes = [table[levels[..., channel]] for channel, table in enumerate(self._values)]
-        return np.stack(planes, axis=1)
-
-    @cached_property
-    def _values(self) -> npt.NDArray[np.float32]:
-        """The output for each channel and level, float32 [3, 256]."""
-        rescaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
-        mean, std = np.array([self.mean, self.std], dtype=np.float32)
-        values: npt.NDArray[np.float32] = (rescaled[None] - mean[:, None]) / std[:, None]
-        return values
+    for flag in _ALWAYS_ON:
+        if config.get(flag, True) is False:
+            raise UnsupportedError(f"image processor option {flag} is off", expected="true")
+    factor = _numbers("rescale_factor", config.get("rescale_factor", 1 / 255), 1)[0]
+    mean = _numbers("image_mean", require(config, "image_mean"), 3)
+    std = _numbers("image_std", require(config, "image_std"), 3)
+    if 0.0 in std:
+        raise _bad_option("image_std", "numbers other than 0", std)
+    return LevelTable(factor, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def image_options(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:

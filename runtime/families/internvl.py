@@ -25,11 +25,11 @@ from divprune.runtime.families._model_config import (
 )
 from divprune.runtime.families._positions import text_positions
 from divprune.runtime.families._tiles import (
-    CropNormalizer,
     check_processor,
     cut,
     frame_map,
     image_options,
+    level_table,
     require,
     resample_filter,
     tile_map,
@@ -38,6 +38,8 @@ from divprune.runtime.families._tiles import (
 )
 from divprune.runtime.families.dimensions import ModelDimensions
 from divprune.runtime.families.protocol import MediaKind, Prepared, VideoFrames
+from divprune.runtime.inputs.levels import LevelTable
+from divprune.runtime.inputs.resizing import resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +79,7 @@ class InternVL:
         family_tiles: Most of them where ``--max-image-tokens`` sets no limit.
         max_crops: Most tiles or frames that the vision graph takes.
         resample: Pillow's number of the filter.
-        normalizer: For pictures.
+        levels: Rescaling and normalising of pictures.
         video: The options of the checkpoint's video processor.
     """
 
@@ -93,7 +95,7 @@ class InternVL:
     family_tiles: int
     max_crops: int
     resample: int
-    normalizer: CropNormalizer
+    levels: LevelTable
     video: Mapping[str, Any]
 
     @classmethod
@@ -129,7 +131,7 @@ class InternVL:
             family_tiles=most,
             max_crops=max(_crops(most), cls.default_frames) if crops is None else crops,
             resample=resample_filter(options),
-            normalizer=CropNormalizer.from_config(options),
+            levels=level_table(options),
             video=video_options(preprocessor),
         )
 
@@ -189,15 +191,15 @@ class InternVL:
         picture = to_rgb(picture)
         width, height = picture.size
         columns, rows = self._grid(width, height, self.max_tiles)
-        canvas = picture.resize((columns * self.tile_size, rows * self.tile_size), self.resample)
+        canvas = resize(picture, (columns * self.tile_size, rows * self.tile_size), self.resample)
         crops = cut(canvas, columns, rows, self.tile_size)
         if len(crops) > 1:
-            crops.append(picture.resize((self.tile_size, self.tile_size), self.resample))
+            crops.append(resize(picture, (self.tile_size, self.tile_size), self.resample))
         tiles = (columns, rows) if len(crops) > 1 else (0, 0)
         num_tokens = len(crops) * self.tile_tokens
         return Prepared(
             kind="image",
-            inputs={"pixel_values": self.normalizer(crops)},
+            inputs={"pixel_values": self.levels.planes(crops)},
             num_tokens=num_tokens,
             text=self._span,
             runs=(num_tokens,),
@@ -226,7 +228,7 @@ class InternVL:
         lines = (f"Frame{number}: {self._span}" for number in range(1, len(crops) + 1))
         return Prepared(
             kind="video",
-            inputs={"pixel_values": CropNormalizer.from_config(self.video)(crops)},
+            inputs={"pixel_values": level_table(self.video).planes(crops)},
             num_tokens=len(crops) * self.tile_tokens,
             text="\n".join(lines),
             runs=(self.tile_tokens,) * len(crops),

@@ -24,11 +24,11 @@ from divprune.runtime.families._model_config import (
 from divprune.runtime.families._positions import text_positions
 from divprune.runtime.families._smolvlm_video import VideoSampling, need_fps, video_text
 from divprune.runtime.families._tiles import (
-    CropNormalizer,
     check_processor,
     cut,
     frame_map,
     image_options,
+    level_table,
     require,
     resample_filter,
     tile_map,
@@ -37,6 +37,8 @@ from divprune.runtime.families._tiles import (
 )
 from divprune.runtime.families.dimensions import ModelDimensions
 from divprune.runtime.families.protocol import MediaKind, Prepared, VideoFrames
+from divprune.runtime.inputs.levels import LevelTable
+from divprune.runtime.inputs.resizing import resize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +78,7 @@ class SmolVLM:
         splits: Whether pictures are cut at all.
         max_crops: Most crops of a picture, or frames, that the vision graph takes.
         resample: Pillow's number of the filter.
-        normalizer: For pictures.
+        levels: Rescaling and normalising of pictures.
         preprocessor: The checkpoint's file, for what it says about videos.
     """
 
@@ -91,7 +93,7 @@ class SmolVLM:
     splits: bool
     max_crops: int
     resample: int
-    normalizer: CropNormalizer
+    levels: LevelTable
     preprocessor: Mapping[str, Any]
 
     @classmethod
@@ -130,7 +132,7 @@ class SmolVLM:
             splits=splits,
             max_crops=crops,
             resample=resample_filter(options),
-            normalizer=CropNormalizer.from_config(options),
+            levels=level_table(options),
             preprocessor=preprocessor,
         )
 
@@ -187,15 +189,15 @@ class SmolVLM:
         picture = to_rgb(picture)
         width, height = picture.size
         resized, canvas, (columns, rows) = self._fit(width, height)
-        picture = picture.resize(resized, self.resample)
+        picture = resize(picture, resized, self.resample)
         if self.splits:
-            picture = picture.resize(canvas, self.resample)
+            picture = resize(picture, canvas, self.resample)
         crops = cut(picture, columns, rows, self.crop_size)
-        crops.append(picture.resize((self.crop_size, self.crop_size), self.resample))
+        crops.append(resize(picture, (self.crop_size, self.crop_size), self.resample))
         scaled = max(resized) < self.longest_edge
         return Prepared(
             kind="image",
-            inputs={"pixel_values": self.normalizer(crops)},
+            inputs={"pixel_values": self.levels.planes(crops)},
             num_tokens=len(crops) * self.crop_tokens,
             text=self._image_text(columns, rows),
             runs=(self.crop_tokens,) * len(crops),
@@ -225,7 +227,7 @@ class SmolVLM:
         crops = [self._frame(video.frames[index], sampling, options) for index in indices]
         return Prepared(
             kind="video",
-            inputs={"pixel_values": CropNormalizer.from_config(options)(crops)},
+            inputs={"pixel_values": level_table(options).planes(crops)},
             num_tokens=len(crops) * self.crop_tokens,
             text=video_text(indices, fps, len(video.frames), self._image_text(0, 0)),
             runs=(self.crop_tokens,) * len(crops),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from divprune.runtime.errors import OptionError, UnsupportedError
 from divprune.runtime.families import Family, Prepared, VideoFrames
 from divprune.runtime.generation.encoded_image import EncodedImage
 from divprune.runtime.generation.picture_cache import PictureCache
+from divprune.runtime.generation.picture_digest import digest_of
 from divprune.runtime.generation.stopwatch import Stopwatch
 from divprune.runtime.inputs.image_loading import load_image
 
@@ -79,7 +79,7 @@ class MediaEncoder:
         if isinstance(medium.source, EncodedImage):
             return Opened(medium.source)
         if medium.kind == "image":
-            return Opened(load_image(medium.source))
+            return Opened(load_image(medium.source, copy=False))
         if isinstance(medium.source, VideoFrames):
             return Opened(_timed(medium.source, fps))
         if "video" not in self._family.placeholders:
@@ -149,7 +149,7 @@ class MediaEncoder:
         scope: Hashable,
     ) -> bytes:
         context = num_media if self._family.request_sensitive else None
-        return _digest(content, (context, num_frames, scope))
+        return digest_of(content, (context, num_frames, scope))
 
     def _prepare(
         self,
@@ -220,20 +220,3 @@ def _sizes(manifest: Manifest, prepared: Prepared) -> dict[str, int]:
 
 def _timed(video: VideoFrames, fps: float | None) -> VideoFrames:
     return replace(video, fps=fps) if video.fps is None else video
-
-
-def _digest(content: Image.Image | VideoFrames, context: Sequence[Hashable]) -> bytes:
-    digest = hashlib.sha256(repr(tuple(context)).encode())
-    pictures: Sequence[Image.Image] = ()
-    if not isinstance(content, VideoFrames):
-        pictures = (content,)
-    elif content.fingerprint is not None:
-        digest.update(content.fingerprint)
-    else:
-        pictures = content.frames
-    for picture in pictures:
-        digest.update(f"{type(content).__name__} {picture.mode} {picture.size}".encode())
-        digest.update(picture.tobytes())
-    if isinstance(content, VideoFrames):
-        digest.update(repr(content.fps).encode())
-    return digest.digest()

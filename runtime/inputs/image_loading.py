@@ -1,8 +1,8 @@
 """A picture from wherever the user has it: a file, a URL, standard input, bytes, Pillow, NumPy.
 
-The result is upright (EXIF orientation applied) and RGB: for opaque pictures of 8 bits a channel
-pixel for pixel what transformers' `load_image` returns. Elsewhere that conversion would lose the
-picture:
+The result is upright (EXIF orientation applied, and forgotten) and RGB: for opaque pictures of
+8 bits a channel pixel for pixel what transformers' `load_image` returns. Elsewhere that conversion
+would lose the picture:
 
 - What is transparent shows white, in every format; dropping the alpha channel shows the colour
   that happens to be stored there, black as a rule.
@@ -53,16 +53,18 @@ _UPRIGHT = {
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
-def load_image(source: Picture) -> Image.Image:
+def load_image(source: Picture, *, copy: bool = True) -> Image.Image:
     """Return the picture at `source`, upright and in RGB.
 
     Args:
         source: A path, an `http:`, `https:`, `file:` or `data:` URL, `-` for standard input, the
             bytes of a picture file, a Pillow image (which is left as it is), or a uint8 array
             [height, width], or [height, width, 3 or 4].
+        copy: False gives a Pillow image itself back where it is upright and `RGB` already, for
+            callers that only look at it.
 
     Returns:
-        A new image of mode `RGB`.
+        An image of mode `RGB` that nothing says is to be turned.
 
     Raises:
         ImageError: Nothing is there, it cannot be fetched, it is not a picture, it is damaged,
@@ -70,7 +72,8 @@ def load_image(source: Picture) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         with _decoding("the Pillow image"):
-            return _to_upright_rgb(source, "the Pillow image")
+            picture = _to_upright_rgb(source, "the Pillow image")
+            return picture.copy() if copy and picture is source else picture
     if isinstance(source, np.ndarray):
         with _decoding("the array"):
             return _to_upright_rgb(_from_array(source), "the array")
@@ -161,12 +164,16 @@ def _decoding(name: str) -> Iterator[None]:
 def _to_upright_rgb(picture: Image.Image, name: str) -> Image.Image:
     """Check the dimensions before anything is decoded, then decode, convert and rotate."""
     _check_dimensions(picture, name)
-    orientation = _orientation(picture)
-    picture.load()
+    picture.load()  # which turns a TIFF: what its EXIF says before that is not true afterwards
+    turn = _UPRIGHT.get(_orientation(picture))
     rgb = _on_white(_eight_bits(picture, name))
     if rgb.width * rgb.height > _MAX_WORKING_PIXELS:
         rgb = rgb.reduce(2)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    if rgb is not picture:
+        rgb.info = {}  # whoever reads the orientation there would turn it again
+    return rgb
 
 
 def _check_dimensions(picture: Image.Image, name: str) -> None:
@@ -198,16 +205,14 @@ def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, white where it is transparent."""
+    """The picture in RGB, white where it is transparent; itself if it is RGB and opaque."""
     if picture.mode in ("La", "RGBa"):  # colours multiplied with alpha
         picture = picture.convert(picture.mode.upper())
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)
-    rgb = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
-    rgb.info.pop("transparency", None)
-    return rgb
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _scale_floats(picture: Image.Image, name: str) -> Image.Image:

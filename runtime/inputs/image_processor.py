@@ -15,14 +15,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from divprune.runtime.errors import ImageError, UnsupportedError
 from divprune.runtime.inputs.image_loading import MAX_PIXELS
+from divprune.runtime.inputs.levels import LevelTable
+from divprune.runtime.inputs.resizing import resize
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Geometry", "ImageProcessor"]
 
@@ -186,8 +190,16 @@ class ImageProcessor:
             output=output,
         )
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the `pixel_values` of one picture, float32 [1, 3, height, width].
+
+        Args:
+            image: As `load_image` returns it; any other mode is converted to RGB.
+        """
+        return self.levels.planes([self.fit(image)])
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The picture in RGB, padded, resized and cropped; its levels are still those of 8 bits.
 
         Args:
             image: As `load_image` returns it; any other mode is converted to RGB.
@@ -198,26 +210,16 @@ class ImageProcessor:
             square = Image.new("RGB", geometry.padded, self.background)
             square.paste(picture, geometry.pad_offset)
             picture = square
-        if geometry.resized != geometry.padded:
-            picture = picture.resize(geometry.resized, resample=self.resample)
+        picture = resize(picture, geometry.resized, self.resample)
         if geometry.output != geometry.resized:
             (left, top), (width, height) = geometry.crop_offset, geometry.output
             picture = picture.crop((left, top, left + width, top + height))
-        levels = np.asarray(picture)
-        return np.stack([table[levels[..., c]] for c, table in enumerate(self._values)])[None]
+        return picture
 
     @cached_property
-    def _values(self) -> npt.NDArray[np.float32]:
-        """The output for each channel and 8-bit level, float32 [3, 256].
-
-        Rescaling in float64 and normalising in float32 are transformers' precisions.
-        """
-        values = np.tile(np.arange(256, dtype=np.float32), (3, 1))
-        if self.rescale_factor is not None:
-            values = (values.astype(np.float64) * self.rescale_factor).astype(np.float32)
-        mean, std = np.array([self.mean, self.std], dtype=np.float32)
-        normalized: npt.NDArray[np.float32] = (values - mean[:, None]) / std[:, None]
-        return normalized
+    def levels(self) -> LevelTable:
+        """Rescaling and normalising."""
+        return LevelTable(self.rescale_factor, self.mean, self.std)
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         if not self.convert_rgb:
@@ -232,7 +234,7 @@ class ImageProcessor:
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if self.resize_to is None:

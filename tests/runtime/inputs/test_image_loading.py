@@ -162,10 +162,19 @@ TURNED = {
 }
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
+def test_every_exif_orientation_comes_out_upright(orientation: int, kind: str) -> None:
     expected = TURNED[orientation](noise(23, 11))
-    assert np.array_equal(np.asarray(load_image(rotated(orientation))), expected)
+    picture = load_image(rotated(orientation, kind))
+    assert np.array_equal(np.asarray(picture), expected)
+    assert np.array_equal(np.asarray(load_image(picture)), expected)  # it is not turned again
+
+
+def test_no_copy_is_made_of_an_rgb_picture_that_is_only_looked_at() -> None:
+    upright, turned = Image.new("RGB", (2, 2)), Image.open(io.BytesIO(rotated(6)))
+    assert load_image(upright, copy=False) is upright
+    assert load_image(turned, copy=False).size == (11, 23)
 
 
 def test_grey_is_repeated_and_no_ink_is_white() -> None:
