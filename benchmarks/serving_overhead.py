@@ -1,13 +1,18 @@
 """What the server costs beside the API: time to first token, tokens/s, memory, start-up.
 
-    python benchmarks/serving_overhead.py ENGINE_DIR \\
+    python -m divprune.export.checkpoint.random --model llava-0.2b --output llava-0.2b
+    divprune-export --model ./llava-0.2b --keep 0.1 --quant int4 --output 0.2b-int4
+    python benchmarks/serving_overhead.py 0.2b-int4 [ENGINE_DIR ...] [--threads 1 2] \\
         --output benchmarks/results/serving-overhead.json
     python benchmarks/serving_table.py
 
 A server and a pipeline of this process answer the same questions in turns, each about a picture
-that neither has seen. Times of the server are those of its client, picture in base64 and all. The
-model must give answers of some length: one with random weights does. The exit code is 1 if the
-server costs more than it may.
+that neither has seen. Both begin with the bytes of the picture and end with the first piece of
+text. The server is timed twice: by its client, with the connection, 320 kB of base64 and the
+client's own part of the work on the same cores; and by its own clock, from the head of the request
+to the first piece in the socket, less decoding the picture and the pipeline's own time, which is
+what the API does too. The model must give answers of some length: one with random weights does. The
+exit code is 1 if the server costs more than it may.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,11 +67,21 @@ def picture(seed: int) -> bytes:
 
 @dataclass(frozen=True)
 class Timed:
-    """One answer."""
+    """One answer.
+
+    Attributes:
+        ttft_ms: From the bytes of the picture to the first piece of text, as the asker sees it.
+        ms_a_token: Of those behind the first.
+        tokens: Of the answer.
+        sent_ms: Server: from the head of the request to the first piece of text in the socket.
+        pipeline_ms: Server: of that, decoding the picture and the pipeline up to that piece.
+    """
 
     ttft_ms: float
     ms_a_token: float
     tokens: int
+    sent_ms: float = 0.0
+    pipeline_ms: float = 0.0
 
 
 def through_api(pipeline: Any, data: bytes, tokens: int) -> Timed:
@@ -85,15 +102,23 @@ def through_server(server: Server, data: bytes, tokens: int) -> Timed:
     connection.request("POST", "/v1/chat/completions", encoded)
     response = connection.getresponse()
     first = last = 0.0
-    count = 0
+    count, clock = 0, {}
     while line := response.readline():
         if b'"content":"' in line and b'"content":""' not in line:
             last = time.perf_counter()
             first = first or last
+        elif b'"timings_ms"' in line:
+            clock = json.loads(line[6:])["divprune"]["timings_ms"]
         elif b'"completion_tokens"' in line:
             count = json.loads(line[6:])["usage"]["completion_tokens"]
     connection.close()
-    return Timed(1000 * (first - start), 1000 * (last - first) / max(1, count - 1), count)
+    return Timed(
+        1000 * (first - start),
+        1000 * (last - first) / max(1, count - 1),
+        count,
+        clock["first_sent"],
+        clock["decode"] + clock["first_piece"],
+    )
 
 
 def start_seconds(command: list[str], mark: str) -> float:
@@ -148,12 +173,16 @@ def measure(
         for number in range(-WARM_UP, rounds):
             if number == 0:
                 api, served, spent = [], [], [0.0, 0.0]
-            before = time.process_time()
-            api.append(through_api(pipeline, picture(2 * number + 10), tokens))
-            spent[0] += time.process_time() - before
-            before = cpu_seconds(server.process.pid)
-            served.append(through_server(server, picture(2 * number + 11), tokens))
-            spent[1] += cpu_seconds(server.process.pid) - before
+            askers = [
+                (api, partial(through_api, pipeline), time.process_time),
+                (served, partial(through_server, server), partial(cpu_seconds, server.process.pid)),
+            ]
+            # Who comes first changes: after a rest the machine may be quicker or slower.
+            for place in (0, 1) if number % 2 else (1, 0):
+                answers, ask, cpu = askers[place]
+                before = cpu()
+                answers.append(ask(picture(2 * number + 10 + place), tokens))
+                spent[place] += cpu() - before
     finally:
         server.process.kill()
     return {
@@ -185,6 +214,13 @@ def compare(api: list[Timed], served: list[Timed]) -> dict[str, Any]:
             "server": round(median(each.ttft_ms for each in served), 2),
         },
         "ttft_overhead_ms": round(median(s.ttft_ms - a.ttft_ms for a, s in pairs), 2),
+        "of_that_ms": {
+            "server": spread([s.sent_ms - s.pipeline_ms for s in served]),
+            "pipeline in the server, beside the API": spread(
+                [s.pipeline_ms - a.ttft_ms for a, s in pairs]
+            ),
+            "connection and client": spread([s.ttft_ms - s.sent_ms for s in served]),
+        },
         "ms_per_token": {
             "api": round(median(each.ms_a_token for each in api), 3),
             "server": round(median(each.ms_a_token for each in served), 3),
@@ -193,10 +229,24 @@ def compare(api: list[Timed], served: list[Timed]) -> dict[str, Any]:
     }
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the range without the outer tenths."""
+    ordered = sorted(values)
+    tenth = (len(ordered) - 1) // 10
+    found = {"median": median(ordered), "p10": ordered[tenth], "p90": ordered[-1 - tenth]}
+    return {name: round(value, 2) for name, value in found.items()}
+
+
 def judge(report: dict[str, Any]) -> dict[str, bool]:
     """What of it is as it must be."""
     return {
-        f"at most {MOST_TTFT_MS:g} ms to the first token": report["ttft_overhead_ms"]
+        f"at most {MOST_TTFT_MS:g} ms to the first token, by the server's clock": report[
+            "of_that_ms"
+        ]["server"]["median"]
+        <= MOST_TTFT_MS,
+        f"at most {MOST_TTFT_MS:g} ms to the first token, by the client's": report[
+            "ttft_overhead_ms"
+        ]
         <= MOST_TTFT_MS,
         f"at most {MOST_RATE_LOST:.0%} of tokens/s": report["tokens_per_second_lost"]
         <= MOST_RATE_LOST,
@@ -212,26 +262,27 @@ def main() -> int:
     from benchmarks.export_figures import machine
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("engine_dir", type=Path)
+    parser.add_argument("engine_dirs", type=Path, nargs="+", metavar="ENGINE_DIR")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = measure(
-            options.engine_dir, options.rounds, options.tokens, options.threads, Path(folder)
-        )
-    if report["answer_tokens"] < SHORTEST_ANSWER:
-        print(f"its answers have {report['answer_tokens']} tokens, too few to measure tokens/s: "
-              "use an engine directory of benchmarks/random_llava.py", file=sys.stderr)  # fmt: skip
-        return 2
-    report = {"machine": machine(), **report, "checks": judge(report)}
-    text = json.dumps(report, indent=1) + "\n"
+    reports = []
+    for engine_dir, threads in product(options.engine_dirs, options.threads):
+        with tempfile.TemporaryDirectory() as folder:
+            report = measure(engine_dir, options.rounds, options.tokens, threads, Path(folder))
+        if report["answer_tokens"] < SHORTEST_ANSWER:
+            found = f"answers of {engine_dir} have {report['answer_tokens']} tokens"
+            print(f"{found}, too few to measure tokens/s: export a checkpoint with random weights",
+                  file=sys.stderr)  # fmt: skip
+            return 2
+        reports.append({**report, "checks": judge(report)})
+    text = json.dumps({"machine": machine(), "engines": reports}, indent=1) + "\n"
     if options.output:
         options.output.write_text(text)
     print(text, end="")
-    return 0 if all(report["checks"].values()) else 1
+    return 0 if all(all(report["checks"].values()) for report in reports) else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -48,6 +49,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started: list[int] = []
+        scope["divprune.arrived"] = monotonic()
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,14 +1,14 @@
 """One request on its way: made by the server's event loop, answered by the worker thread.
 
-Pieces of text cross over without a wake-up each: the loop looks at most every few milliseconds,
-and finds all pieces that have come since. A small model makes a token in a millisecond, and two
-threads that wake each other for every one of them would slow it down by a third.
+The first piece of text wakes the loop at once. Later ones cross over without a wake-up each: the
+loop looks at most every few milliseconds, and finds all pieces that have come since. A small model
+makes a token in a millisecond, and two threads that wake each other for every one of them would
+slow it down by a third.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -60,9 +60,14 @@ class Job:
     Attributes:
         work: What is asked.
         deadline: ``time.monotonic`` at which it must be finished.
+        loop: The server's; the job itself may be made in any thread.
+        arrived: ``time.monotonic`` at which the head of its request was read.
+        decode_s: Seconds that decoding its pictures took.
         accepted: ``time.monotonic`` at which it was accepted.
         started: The same when the worker began; None before.
         first_token: The same when the first token was chosen; None before.
+        first_piece: The same when the first piece of text was there; None before.
+        first_sent: The same when it had been handed to the socket; None before.
         prefill: What is known with the first token; None before.
         result: The whole answer; None before its end, and where it failed.
         error: Why there is no answer; None where there is.
@@ -71,16 +76,20 @@ class Job:
 
     work: ChatWork
     deadline: float
+    loop: asyncio.AbstractEventLoop
+    arrived: float = field(default_factory=monotonic)
+    decode_s: float = 0.0
     accepted: float = field(default_factory=monotonic)
     started: float | None = None
     first_token: float | None = None
+    first_piece: float | None = None
+    first_sent: float | None = None
     prefill: Prefill | None = None
     result: GenerationResult | None = None
     error: ApiError | None = None
     seen_ahead: bool = False
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _done: asyncio.Event = field(default_factory=asyncio.Event)
+    _looked: asyncio.Event = field(default_factory=asyncio.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pieces: list[str] = field(default_factory=list)
     _told: bool = False
@@ -110,6 +119,8 @@ class Job:
 
     def push(self, piece: str) -> None:
         """Worker: a piece of the answer."""
+        if self.first_piece is None:
+            self.first_piece = monotonic()
         with self._lock:
             self._pieces.append(piece)
         self._tell()
@@ -122,7 +133,7 @@ class Job:
             self.result, self.error = result, error
             self._finished = True
         self._tell()
-        self._call(self._done.set)
+        self._call(self._looked.set)
 
     async def updates(self, silence_s: float) -> AsyncIterator[list[str] | None]:
         """Loop: new pieces whenever there are some, until the end or until it is abandoned.
@@ -133,16 +144,16 @@ class Job:
             silence_s: Seconds after which None is given where nothing has happened.
         """
         while not self._abandoned:
-            try:
-                left = max(0.0, self.deadline - monotonic())
-                await asyncio.wait_for(self._changed.wait(), min(silence_s, left))
-            except asyncio.TimeoutError:
+            asked = monotonic()
+            patience = min(silence_s, max(0.0, self.deadline - asked))
+            await self._wait(self._changed, patience)
+            self._changed.clear()
+            if not self._told and monotonic() - asked >= patience:
                 if monotonic() >= self.deadline:
                     self.finish(None, timed_out("the answer did not end in time"))
-                else:
+                elif not self._abandoned:
                     yield None
                 continue
-            self._changed.clear()
             self._told = False
             with self._lock:
                 finished = self._finished
@@ -151,8 +162,21 @@ class Job:
                 yield pieces
             if finished:
                 return
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._done.wait(), _TICK_S)
+            if pieces:
+                self._looked.clear()
+                if not self._finished:
+                    await self._wait(self._looked, _TICK_S)
+
+    async def _wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Until something sets the event, or sets it itself after a while.
+
+        ``asyncio.wait_for`` would make a task each time, which a token has no time for.
+        """
+        timer = self.loop.call_later(seconds, event.set)
+        try:
+            await event.wait()
+        finally:
+            timer.cancel()
 
     def _tell(self) -> None:
         if not self._told:
@@ -161,6 +185,6 @@ class Job:
 
     def _call(self, function: Callable[[], None]) -> None:
         try:
-            self._loop.call_soon_threadsafe(function)
+            self.loop.call_soon_threadsafe(function)
         except RuntimeError:  # the loop has been closed: nobody is left to be told
             self._abandoned = True

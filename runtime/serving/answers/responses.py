@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
@@ -129,6 +130,8 @@ class AnswerResponse(Response):
             data += self._answer.pieces(pieces)
             if data:
                 await self._write(send, data)
+            if pieces and self._job.first_sent is None:
+                self._job.first_sent = monotonic()
         if not self._job.abandoned:
             await self._end_stream(send, pruning or [])
 
@@ -164,11 +167,21 @@ class AnswerResponse(Response):
 
     def _figures(self, result: GenerationResult, pruning: list[dict[str, Any]]) -> dict[str, Any]:
         job = self._job
-        waited = 1000 * ((job.started or job.accepted) - job.accepted)
         rate = result.timings.decode_tokens_per_second
+        started = job.started or job.accepted
+        spans = {
+            "request": job.accepted - job.arrived,
+            "decode": job.decode_s,
+            "queue": started - job.accepted,
+        }
+        if job.first_piece is not None:
+            spans["first_piece"] = job.first_piece - started
+        if job.first_sent is not None:
+            spans["first_sent"] = job.first_sent - job.arrived
+        spans_ms = {name: round(1000 * seconds, 3) for name, seconds in spans.items()}
         return {
             "images": pruning,
-            "timings_ms": {"queue": round(waited, 3), **result.timings.to_dict()},
+            "timings_ms": {**spans_ms, **result.timings.to_dict()},
             "tokens_per_second": None if rate is None else round(rate, 2),
             "memory_bytes": result.memory.to_dict(),
             "backend": result.backend,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -214,10 +215,12 @@ def _read_data_url(url: str, place: str) -> bytes:
     head, body = url[:comma], url[comma + 1 :]
     if not head.lower().endswith(";base64"):
         return urllib.parse.unquote_to_bytes(body)
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(body, validate=True)
     if "%" in body:
         body = urllib.parse.unquote(body)
     try:
-        # Some clients break lines and leave the padding out.
+        # Some clients escape it, break lines and leave the padding out.
         text = "".join(body.split())
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
