@@ -25,7 +25,7 @@ from divprune.runtime.errors import CheckpointError, UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Adapter"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Adapter", "check_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -92,21 +92,11 @@ class Adapter:
             UnsupportedError: naming what is more than LoRA.
             CheckpointError: if its files do not fit each other.
         """
-        weights = directory / ADAPTER_WEIGHTS
-        config_file = directory / ADAPTER_CONFIG
-        binary = directory / "adapter_model.bin"
-        if not weights.is_file():
-            if config_file.is_file() or binary.is_file():
-                raise _no_weights(directory, binary.name if binary.is_file() else "none")
+        read = _read_factors(directory)
+        if read is None:
             return None
-        config = read_json_object(config_file, error=CheckpointError)
-        _refuse_unsupported(config, directory)
-        base = config.get("base_model_name_or_path")
-        factors: dict[str, dict[str, StoredTensor]] = {}
-        replaced: dict[str, StoredTensor] = {}
-        for tensor in stored_tensors(weights):
-            _add(tensor, factors, replaced, base, directory)
-        logger.warning("%s is merged into the weights (LoRA)", weights)
+        config, factors, replaced = read
+        logger.warning("%s is merged into the weights (LoRA)", directory / ADAPTER_WEIGHTS)
         return cls(
             {
                 canonical_name(f"{module}.weight"): _delta(module, pair, config)
@@ -150,6 +140,39 @@ class Adapter:
             tensor = read_tensor(self._replaced[name])
         delta = self._deltas.get(name)
         return tensor if delta is None else _merged(tensor, delta)
+
+
+def check_adapter(directory: Path) -> None:
+    """Refuse what ``Adapter.open`` would, before the files are joined with those of a model.
+
+    Its advice names the adapter's directory, and that of the joined files is gone afterwards.
+
+    Raises:
+        UnsupportedError: naming what is more than LoRA.
+        CheckpointError: if there are no weights that can be read.
+    """
+    _read_factors(directory)
+
+
+def _read_factors(
+    directory: Path,
+) -> tuple[dict[str, Any], dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]] | None:
+    """The adapter's config, its pairs of factors and its whole tensors; None without an adapter."""
+    weights = directory / ADAPTER_WEIGHTS
+    config_file = directory / ADAPTER_CONFIG
+    binary = directory / "adapter_model.bin"
+    if not weights.is_file():
+        if config_file.is_file() or binary.is_file():
+            raise _no_weights(directory, binary.name if binary.is_file() else "none")
+        return None
+    config = read_json_object(config_file, error=CheckpointError)
+    _refuse_unsupported(config, directory)
+    base = config.get("base_model_name_or_path")
+    factors: dict[str, dict[str, StoredTensor]] = {}
+    replaced: dict[str, StoredTensor] = {}
+    for tensor in stored_tensors(weights):
+        _add(tensor, factors, replaced, base, directory)
+    return config, factors, replaced
 
 
 def _merged(tensor: torch.Tensor, delta: _Delta) -> torch.Tensor:
@@ -234,7 +257,7 @@ def _unsupported(what: str, base: object, directory: Path) -> UnsupportedError:
         "the adapter beside the checkpoint is more than LoRA",
         expected="W + s·B·A: peft_type LORA without further parts",
         found=what,
-        fix=_MERGE.format(base=base, path=str(directory)),
+        fix=_MERGE.format(base=base or "MODEL", path=str(directory)),
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PACKED_SUFFIXES", "PackedLayer", "find_packed_layers"]
 
 PACKED_SUFFIXES = (".qweight", ".qzeros", ".scales", ".g_idx")
+_FIX = "download the checkpoint again, or correct group_size in config.json"
 
 Read = Callable[[str], "torch.Tensor"]
 Stored = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -100,7 +101,7 @@ def _check_parts(name: str, stored: Stored, format_: PackedFormat) -> tuple[int,
             f"{name}.qweight is no matrix", expected="two dimensions", found=list(qweight)
         )
     outputs, inputs = format_.shape(qweight)
-    check_divisible(name, inputs, format_.block, fix="download the checkpoint again")
+    check_divisible(name, inputs, format_.block, fix=_FIX)
     groups = inputs // format_.block
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "qweight": ("I32", qweight),
@@ -117,7 +118,7 @@ def _check_parts(name: str, stored: Stored, format_: PackedFormat) -> tuple[int,
                 f"{name}.{part} does not fit {format_.method} in groups of {format_.block}",
                 expected=f"{dtype} {list(shape)}, beside qweight {list(qweight)}",
                 found="none" if found is None else f"{found[0]} {list(found[1])}",
-                fix="download the checkpoint again, or correct group_size in config.json",
+                fix=_FIX,
             )
     return outputs, inputs
 

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from divprune.configs import list_presets, load_preset, refuse_ambiguous, suggest_preset
+from divprune.export.checkpoint.adapter import check_adapter
 from divprune.export.checkpoint.adapter_source import base_of_adapter, join_adapter
 from divprune.runtime.directory import bounded_json
 from divprune.runtime.directory.path_text import check_utf8
@@ -176,6 +177,7 @@ def _with_base(
             fix=f"write the model's directory to base_model_name_or_path in "
             f"{adapter / 'adapter_config.json'}",
         ) from error
+    check_adapter(adapter)
     joined = join_adapter(adapter, source.path)
     return ModelSource(Path(joined.name), model_id, revision, joined)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["COMMANDS", "ELSEWHERE", "NOT_FOLLOWED", "WORDS"]
+__all__ = ["CHECKPOINTS", "COMMANDS", "ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED", "WORDS"]
 
 COMMANDS: Mapping[str, str] = {
     # Case of test_commands.py: the advice that it provokes and follows.
@@ -73,6 +73,48 @@ WORDS: Mapping[str, str] = {
     "a picture piped in": "runtime/inputs/image_sources.py::_read_stdin::'divprune-run ENGINE_DIR - < picture.jpg'",
 }
 
+CHECKPOINTS: Mapping[str, str] = {
+    # Case of test_checkpoints.py: the advice by which a checkpoint is mended.
+    "a shard that is missing": "export/checkpoint/source.py::_indexed_files::'download the checkpoint again'",
+    "an index without shards": "export/checkpoint/source.py::_indexed_files::'download the checkpoint again'",
+    "no weights": "export/checkpoint/source.py::weight_files::'download the checkpoint again'",
+    "a config cut off": "export/checkpoint/source.py::read_json_object::fix",
+    "a shard cut off": "export/checkpoint/tensor_file.py::stored_tensors::'download the file again'",
+    "a config of another model": "export/checkpoint/checkpoint.py::Checkpoint.validate::'download the checkpoint again, or correct config.json'",
+    "two layouts of keys": "export/checkpoint/checkpoint.py::_twice::'download the checkpoint again into an empty directory'",
+    "a value out of range": 'runtime/directory/config_ranges.py::_out_of_range::"correct it in the checkpoint\'s config.json, or download the checkpoint again"',
+    "a head that is not tied": "export/checkpoint/checkpoint.py::Checkpoint._resolve_tied_head::f\"set tie_word_embeddings to false in {self.path / 'config.json'}, in text_config as well\"",
+    "no tokenizer": "export/checkpoint/preprocessing.py::no_tokenizer::'pip install sentencepiece, which converts tokenizer.model' if old else 'copy both files of the original model into the directory'",
+    "a tokenizer of another model": "export/planning/make_plan.py::_facts::'copy tokenizer.json and tokenizer_config.json of the model into the directory'",
+    "no image processor": "export/checkpoint/preprocessing.py::read_preprocessor_config::'copy preprocessor_config.json of the original model into the directory'",
+    "no chat template": 'export/output/host_files.py::_chat_template::"write the model\'s template to chat_template.jinja there"',
+    "no end of an answer": "export/output/host_files.py::_generation_config::f\"write it to {checkpoint / 'generation_config.json'}\"",
+    "a weight that is no number": "export/checkpoint/weights.py::check_range::'download the checkpoint again'",
+    "packed, but not how": "export/checkpoint/checkpoint.py::_packed_layers::'copy quantize_config.json or quant_config.json into quantization_config there'",
+    "not packed": "export/checkpoint/packed_layers.py::find_packed_layers::'download the checkpoint again, or remove quantization_config'",
+    "scales of another size": "export/checkpoint/packed_layers.py::_check_parts::_FIX",
+    "groups of another size": "export/checkpoint/quantization/packed_format.py::_unsupported::_FIX",
+    "groups that do not divide": "runtime/directory/quant_scheme.py::check_divisible::fix or (f'--quant int4-g{fitting[0]}' if fitting else '--quant int8, or leave --quant out')",
+    "act-order": "export/checkpoint/packed_layers.py::_layer::'use a checkpoint quantised with desc_act false, or --quant int4 on the model that was quantised'",
+    "three bits": "export/checkpoint/quantization/packed_format.py::_unsupported::_FIX",
+    "no planes of features": 'export/families/qwen3_vl.py::Qwen3VLFamily.check::"copy config.json from the model\'s repository"',
+    "a processor of another family": "runtime/families/_tiles.py::check_processor::'copy preprocessor_config.json of the original model into the checkpoint'",
+    "a processor that says too little": "runtime/families/_tiles.py::require::'copy preprocessor_config.json of the original model into the checkpoint'",
+    "tiles of another size": "runtime/families/internvl.py::_check_size::'copy preprocessor_config.json of the original model into the checkpoint'",
+    "crops of another size": "runtime/families/smolvlm.py::_check_crop::'copy preprocessor_config.json of the original model into the checkpoint'",
+    "an adapter of another model": "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that it was trained on'",
+    "an adapter on packed weights": "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that was not quantised'",
+    "half an adapter": "export/checkpoint/adapter.py::_delta::'save the adapter again, or download it again'",
+    "an adapter without weights": "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
+    "an adapter of nothing": 'export/checkpoint/adapter_source.py::base_of_adapter::f"write the model\'s directory or hub id there, in {config}"',
+    "an adapter of a model elsewhere": "export/checkpoint/source.py::_with_base::f\"write the model's directory to base_model_name_or_path in {adapter / 'adapter_config.json'}\"",
+    "an adapter of an adapter": "export/checkpoint/source.py::_with_base::'merge the first adapter into its model, and name that in adapter_config.json'",
+    "an adapter as it was pickled": "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
+    "an adapter that is no LoRA": "export/checkpoint/adapter.py::_unsupported::_MERGE.format(base=base or 'MODEL', path=str(directory))",
+}
+
+FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS)
+
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
     "export/planning/room.py::check_room::_fitting(longest, needed, pruned)": "tests/export/planning/test_room.py",
@@ -94,7 +136,6 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
         "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
-        "export/checkpoint/preprocessing.py::no_tokenizer::'pip install sentencepiece, which converts tokenizer.model' if old else 'copy both files of the original model into the directory'",
         "export/selection/__init__.py::_load_installed::f'update or remove the package: pip uninstall {package}'",
         "export/verify/__init__.py::check_onnxruntime::f'pip install --upgrade \"onnxruntime>={dialect.min_onnxruntime}\", or skip the check with --no-verify'",
         "runtime/backends/onnxruntime/session.py::_require_version::f'pip install --upgrade \"{_PACKAGES[device]}>={minimum}\"'",
@@ -115,18 +156,8 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/serving/server.py::require_packages::\"pip install 'divprune-edge[serve]'\"",
     ),
     "says in words what to change in a picture, a file or a prompt": (
-        "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that it was trained on'",
-        "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that was not quantised'",
-        "export/checkpoint/adapter.py::_unsupported::_MERGE.format(base=base, path=str(directory))",
-        'export/checkpoint/adapter_source.py::base_of_adapter::f"write the model\'s directory or hub id there, in {config}"',
-        "export/checkpoint/checkpoint.py::Checkpoint._resolve_tied_head::f\"set tie_word_embeddings to false in {self.path / 'config.json'}, in text_config as well\"",
-        "export/checkpoint/packed_layers.py::_layer::'use a checkpoint quantised with desc_act false, or --quant int4 on the model that was quantised'",
-        "export/checkpoint/source.py::_with_base::'merge the first adapter into its model, and name that in adapter_config.json'",
-        "export/checkpoint/source.py::_with_base::f\"write the model's directory to base_model_name_or_path in {adapter / 'adapter_config.json'}\"",
         "export/families/_anyres_base.py::AnyresBase.resized_vision_module::'--max-image-tokens bounds the size of its pictures'",
         "export/graphs/lanes.py::check_graph::'choose another --target or --selector'",
-        'export/output/host_files.py::_chat_template::"write the model\'s template to chat_template.jinja there"',
-        "export/output/host_files.py::_generation_config::f\"write it to {checkpoint / 'generation_config.json'}\"",
         "export/output/staging.py::_disk_full_error::'free some space, or choose another disk with --output'",
         "export/output/staging.py::_output_errors::'choose another --output'",
         "export/output/staging.py::check_free_space::'free some space, or choose another disk with --output'",
@@ -183,30 +214,11 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "needs another file, or an export of another checkpoint": (
         "export/verify/activations.py::check_half::'divprune-export ... --dtype fp32'",
-        "runtime/families/_tiles.py::check_processor::'copy preprocessor_config.json of the original model into the checkpoint'",
-        "export/checkpoint/adapter.py::_delta::'save the adapter again, or download it again'",
-        "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
-        "export/checkpoint/checkpoint.py::Checkpoint.validate::'download the checkpoint again, or correct config.json'",
-        "export/checkpoint/checkpoint.py::_packed_layers::'copy quantize_config.json or quant_config.json into quantization_config there'",
-        "export/checkpoint/checkpoint.py::_twice::'download the checkpoint again into an empty directory'",
-        "export/checkpoint/packed_layers.py::_check_parts::'download the checkpoint again'",
-        "export/checkpoint/packed_layers.py::_check_parts::'download the checkpoint again, or correct group_size in config.json'",
-        "export/checkpoint/packed_layers.py::find_packed_layers::'download the checkpoint again, or remove quantization_config'",
-        "export/checkpoint/quantization/packed_format.py::_unsupported::_FIX",
-        "export/checkpoint/source.py::_indexed_files::'download the checkpoint again'",
-        "export/checkpoint/source.py::read_json_object::fix",
-        "export/checkpoint/source.py::weight_files::'download the checkpoint again'",
         "export/checkpoint/tensor_file.py::_read_into::'download the file again'",
-        "export/checkpoint/tensor_file.py::stored_tensors::'download the file again'",
-        "export/checkpoint/weights.py::check_range::'download the checkpoint again'",
-        'export/families/qwen3_vl.py::Qwen3VLFamily.check::"copy config.json from the model\'s repository"',
         "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
-        "export/checkpoint/preprocessing.py::read_preprocessor_config::'copy preprocessor_config.json of the original model into the directory'",
         "export/output/staging.py::check_target::fix",
-        "export/planning/make_plan.py::_facts::'copy tokenizer.json and tokenizer_config.json of the model into the directory'",
         "runtime/backends/__init__.py::_require_graphs::'export the model again with divprune-export'",
         "runtime/backends/onnxruntime/session.py::_other_graph::'export the model again with divprune-export'",
-        'runtime/directory/config_ranges.py::_out_of_range::"correct it in the checkpoint\'s config.json, or download the checkpoint again"',
         "runtime/directory/engine_directory.py::EngineDirectory.require_unchanged::'start again with the directory as it is now'",
         "runtime/directory/engine_directory.py::_check_hash::f'copy the directory again, or {fix}'",
         "runtime/directory/engine_directory.py::_check_size::f'copy the directory again, or {fix}'",
@@ -218,9 +230,6 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/directory/manifest_json.py::FieldError.inside::self.fix",
         "runtime/families/__init__.py::load_family::fix",
         "runtime/families/_qwen_vision.py::QwenVision.prepare_video::'export again from a checkpoint that has it'",
-        "runtime/families/_tiles.py::require::'copy preprocessor_config.json of the original model into the checkpoint'",
-        "runtime/families/internvl.py::_check_size::'copy preprocessor_config.json of the original model into the checkpoint'",
-        "runtime/families/smolvlm.py::_check_crop::'copy preprocessor_config.json of the original model into the checkpoint'",
         "runtime/generation/embeddings.py::EmbeddingTable._no_row::'leave it out of the prompt, or give the model a row for it (resize_token_embeddings, and training) and export again'",
         "runtime/generation/embeddings.py::_damaged::'export the model again with divprune-export'",
         "runtime/generation/generation_config.py::_Reader.get::_FIX",

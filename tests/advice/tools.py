@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import re
@@ -12,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 from divprune.runtime.errors import DivPruneError
 from tests.advice.sites import ROOT, Site, find_sites
 
-__all__ = ["Refusal", "attempt", "follow", "site_of"]
+__all__ = ["Refusal", "advice_in", "attempt", "follow", "recorded", "refused", "site_of"]
 
 _TOOLS = {
     name: f"divprune.runtime.cli.{name.removeprefix('divprune-')}"
@@ -51,36 +53,43 @@ def attempt(words: list[str], stdin: bytes | None = b"", *, whole: bool = True) 
     """
     main: Callable[[list[str]], int] = import_module(_TOOLS[words[0]]).main
     if words[0] == "divprune-export" and not whole:
-        main = _plan_export
+        main = _all_but_graphs
     said = io.StringIO()
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with _recorded() as keys, _piped(stdin), contextlib.redirect_stderr(said), quiet:
+    with recorded() as keys, _piped(stdin), contextlib.redirect_stderr(said), quiet:
         try:
             code = main(words[1:])
         except SystemExit as leaving:
             code = int(leaving.code or 0)
-    advice = re.findall(r"(?m)^  fix: {6}(.*(?:\n    .*)*)", said.getvalue())
-    return Refusal(code, said.getvalue(), advice[-1] if advice else "", tuple(keys))
+    return Refusal(code, said.getvalue(), advice_in(said.getvalue()), tuple(keys))
 
 
-def _plan_export(words: list[str]) -> int:
-    """Options, checkpoint and cache of an export are checked; nothing is written."""
-    from divprune.export.checkpoint.source import resolve_model
-    from divprune.export.cli import add_arguments, read_options
-    from divprune.export.planning.make_plan import make_plan
-    from divprune.export.planning.room import check_room
-    from divprune.runtime.cli.main_guard import ToolParser, run_tool
+def advice_in(message: str) -> str:
+    """The last advice that a message gives; empty without one."""
+    advice = re.findall(r"(?m)^  fix: {6}(.*(?:\n    .*)*)", message)
+    return advice[-1] if advice else ""
 
-    def body(arguments: argparse.Namespace) -> int:
-        options = read_options(arguments)
-        plan = make_plan(options, resolve_model(options.model))
-        plan.estimated_bytes()  # looks at every matrix that is to be quantised
-        check_room(plan, 32)  # tokens of a short prompt of the small checkpoints
-        return 0
 
-    parser = ToolParser(prog="divprune-export")
-    add_arguments(parser)
-    return run_tool(parser, body, words)
+def _all_but_graphs(words: list[str]) -> int:
+    """An export up to its first graph: options, checkpoint, host files, prompt, cache, weights."""
+    from divprune.export import cli, export_model
+    from divprune.export.planning.plan import ExportPlan
+
+    def read_weights(plan: ExportPlan, *_: object) -> None:
+        for name in plan.tensor_names:
+            if not plan.weights.is_quantized(name):
+                plan.weights.read(name)
+        raise SystemExit(0)
+
+    with mock.patch.object(export_model, "_write_graphs", read_weights):
+        return cli.main(words)
+
+
+def refused(call: Callable[[], object]) -> Refusal:
+    """What a call of the Python interface raised, as a tool would have said it."""
+    with recorded() as keys, pytest.raises(DivPruneError) as caught:
+        call()
+    return Refusal(2, str(caught.value), caught.value.fix or "", tuple(keys))
 
 
 def follow(words: list[str], refusal: Refusal) -> list[str]:
@@ -133,21 +142,21 @@ def site_of(path: str, line: int, sites: list[Site]) -> Site | None:
 
 
 @contextlib.contextmanager
-def _recorded() -> Iterator[list[str]]:
-    """The keys of sites whose errors are made meanwhile."""
+def recorded() -> Iterator[list[str]]:
+    """The keys of sites whose errors are made meanwhile, behind those that pass them the advice."""
     sites, keys, original = find_sites(), [], DivPruneError.__init__
 
     def record(self: DivPruneError, what: str, **fields: object) -> None:
         original(self, what, **fields)  # type: ignore[arg-type]
-        frame = sys._getframe(1)
+        frame, passing = sys._getframe(1), []
         while self.fix is not None and frame is not None:
             file = Path(frame.f_code.co_filename).resolve()
             if file.is_relative_to(ROOT):
                 path = file.relative_to(ROOT).as_posix()
                 if site := site_of(path, frame.f_lineno, sites):
-                    keys.append(site.key)
-                    break
+                    passing.append(site.key)
             frame = frame.f_back
+        keys.extend(reversed(passing))
 
     DivPruneError.__init__ = record  # type: ignore[method-assign]
     try:
