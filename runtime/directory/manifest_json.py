@@ -19,7 +19,7 @@ from divprune.runtime.errors import EngineDirectoryError
 
 __all__ = ["RE_EXPORT", "FieldError", "checksum", "dump", "parse", "read_dataclass"]
 
-RE_EXPORT = "export it again: divprune-export --model MODEL --output ENGINE_DIR --force"
+RE_EXPORT = "export it again: divprune-export --model MODEL --keep KEEP --output ENGINE_DIR --force"
 
 _T = TypeVar("_T")
 _NAMES: dict[type, str] = {

@@ -263,6 +263,7 @@ def _processor_type(config: Mapping[str, Any]) -> str:
             else "the config does not name its image processor",
             expected=f"image_processor_type {', '.join(_DEFAULTS)}",
             found=name or f"the keys {', '.join(map(str, config)) or '(none)'}",
+            fix="copy preprocessor_config.json of the original model into the checkpoint",
         )
     return kind
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["CHECKPOINTS", "COMMANDS", "ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED", "WORDS"]
+__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED"]
+__all__ += ["CHECKPOINTS", "COMMANDS", "DIRECTORIES", "WORDS"]
 
 COMMANDS: Mapping[str, str] = {
     # Case of test_commands.py: the advice that it provokes and follows.
@@ -111,9 +112,47 @@ CHECKPOINTS: Mapping[str, str] = {
     "an adapter of an adapter": "export/checkpoint/source.py::_with_base::'merge the first adapter into its model, and name that in adapter_config.json'",
     "an adapter as it was pickled": "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
     "an adapter that is no LoRA": "export/checkpoint/adapter.py::_unsupported::_MERGE.format(base=base or 'MODEL', path=str(directory))",
+    "a processor that is unknown": "runtime/inputs/image_processor.py::_processor_type::'copy preprocessor_config.json of the original model into the checkpoint'",
 }
 
-FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS)
+
+DIRECTORIES: Mapping[str, str] = {
+    # Case of test_directories.py: the advice by which an engine directory is mended.
+    "a file of another size": "runtime/directory/engine_directory.py::_check_size::f'copy the directory again, or {fix}'",
+    "a file of other bytes": "runtime/directory/engine_directory.py::_check_hash::f'copy the directory again, or {fix}'",
+    "a manifest cut off": "runtime/directory/engine_directory.py::read_manifest::fix if error.fix == RE_EXPORT else error.fix",
+    "a manifest in another encoding": "runtime/directory/engine_directory.py::read_manifest::fix",
+    "a manifest with a wrong type": "runtime/directory/engine_directory.py::read_manifest::fix if error.fix == RE_EXPORT else error.fix",
+    "a manifest with a wrong value": "runtime/directory/manifest_json.py::FieldError.inside::self.fix",
+    "a manifest without a graph": "runtime/backends/__init__.py::_require_graphs::'export the model again with divprune-export'",
+    "a manifest of other graphs": "runtime/backends/onnxruntime/session.py::_other_graph::'export the model again with divprune-export'",
+    "facts of another family": "runtime/families/__init__.py::load_family::fix",
+    "a processor without a name": "runtime/inputs/image_processor.py::_processor_type::'copy preprocessor_config.json of the original model into the checkpoint'",
+    "a table that is none": "runtime/generation/embeddings.py::_damaged::'export the model again with divprune-export'",
+    "a table of another model": "runtime/pipeline.py::Pipeline._check_parts::'export the model again with divprune-export'",
+    "generation config cut off": "runtime/generation/generation_config.py::_read::'export the model again'",
+    "generation config without an end": 'runtime/generation/generation_config.py::_eos_token_ids::"add eos_token_id to the checkpoint\'s generation_config.json and export again"',
+    "generation config with a word": "runtime/generation/generation_config.py::_Reader.get::_FIX",
+    "generation config that bars all": "runtime/generation/sampling.py::Sampler.__call__::'mend generation_config.json in the checkpoint and export again'",
+    "a template that is none": "runtime/inputs/chat_template.py::ChatTemplate.__init__::_FIX",
+    "a template that fails": "runtime/inputs/chat_template.py::ChatTemplate.render::_FIX",
+    "a template in another encoding": "runtime/inputs/chat_template.py::read_template::_FIX",
+    "a template without pictures": "runtime/inputs/prompt.py::_wrong_number::f'put pictures into messages of a role whose content the template writes (user), or export again with a chat_template.jinja that writes the placeholder for entries of type \"{kind}\"'",
+    "a tokenizer that is none": "runtime/inputs/tokenization.py::_damaged::_FIX",
+    "a tokenizer config cut off": "runtime/inputs/tokenization.py::_read_config::_FIX",
+    "a tokenizer of letters": "runtime/inputs/prompt.py::build_prompt::'export again from a checkpoint whose tokenizer belongs to the model'",
+    "a file that was not exported": "runtime/directory/engine_directory.py::EngineDirectory.file::export_command(self.manifest, self.path)",
+    "a file that nobody listed": "runtime/directory/engine_directory.py::_check_listed::f'remove it, or {fix}'",
+    "a link out of the directory": "runtime/directory/engine_directory.py::_regular_file::f'if you trust it, make a copy without links: cp -rL {shlex.quote(str(root))} COPY'",
+    "no directory: none": "runtime/directory/engine_directory.py::_existing_directory::_WRITE",
+    "no directory: a file": "runtime/directory/engine_directory.py::_existing_directory::_WRITE",
+    "an interrupted export": "runtime/directory/engine_directory.py::_existing_directory::'export again, which also removes it'",
+    "a file that was replaced": "runtime/directory/engine_directory.py::EngineDirectory.require_unchanged::'start again with the directory as it is now'",
+    "a tokenizer that is missing": "runtime/inputs/tokenization.py::TextTokenizer.from_dir::_FIX",
+    "a token without a row": "runtime/generation/embeddings.py::EmbeddingTable._no_row::'leave it out of the prompt, or give the model a row for it (resize_token_embeddings, and training) and export again'",
+}
+
+FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES)
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
@@ -177,8 +216,6 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/cli/bench.py::_measure_server::'--json > FILE'",
         "runtime/cli/overlay_files.py::write_overlay::'choose a name for --overlay that ends in .png'",
         "runtime/cli/serve.py::_check_exposure::f'{_KEY_VARIABLE}=\"$(openssl rand -hex 24)\" divprune-serve ...'",
-        "runtime/directory/engine_directory.py::EngineDirectory.file::export_command(self.manifest, self.path)",
-        "runtime/directory/engine_directory.py::_check_listed::f'remove it, or {fix}'",
         "runtime/directory/limits.py::answer_limit::_ways_out(manifest)",
         'runtime/directory/path_text.py::check_utf8::f"{fix}; if it is UTF-8, set the terminal\'s encoding: LC_ALL=C.UTF-8"',
         "runtime/families/_anyres.py::Grids.within::f'--max-image-tokens {smallest}'",
@@ -217,40 +254,14 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "export/checkpoint/tensor_file.py::_read_into::'download the file again'",
         "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
         "export/output/staging.py::check_target::fix",
-        "runtime/backends/__init__.py::_require_graphs::'export the model again with divprune-export'",
-        "runtime/backends/onnxruntime/session.py::_other_graph::'export the model again with divprune-export'",
-        "runtime/directory/engine_directory.py::EngineDirectory.require_unchanged::'start again with the directory as it is now'",
-        "runtime/directory/engine_directory.py::_check_hash::f'copy the directory again, or {fix}'",
-        "runtime/directory/engine_directory.py::_check_size::f'copy the directory again, or {fix}'",
-        "runtime/directory/engine_directory.py::_existing_directory::'export again, which also removes it'",
-        "runtime/directory/engine_directory.py::_existing_directory::_WRITE",
-        "runtime/directory/engine_directory.py::_regular_file::f'if you trust it, make a copy without links: cp -rL {shlex.quote(str(root))} COPY'",
-        "runtime/directory/engine_directory.py::read_manifest::fix",
-        "runtime/directory/engine_directory.py::read_manifest::fix if error.fix == RE_EXPORT else error.fix",
-        "runtime/directory/manifest_json.py::FieldError.inside::self.fix",
-        "runtime/families/__init__.py::load_family::fix",
         "runtime/families/_qwen_vision.py::QwenVision.prepare_video::'export again from a checkpoint that has it'",
-        "runtime/generation/embeddings.py::EmbeddingTable._no_row::'leave it out of the prompt, or give the model a row for it (resize_token_embeddings, and training) and export again'",
-        "runtime/generation/embeddings.py::_damaged::'export the model again with divprune-export'",
-        "runtime/generation/generation_config.py::_Reader.get::_FIX",
-        'runtime/generation/generation_config.py::_eos_token_ids::"add eos_token_id to the checkpoint\'s generation_config.json and export again"',
-        "runtime/generation/generation_config.py::_read::'export the model again'",
         "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'",
         "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens'",
         "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'",
-        "runtime/generation/sampling.py::Sampler.__call__::'mend generation_config.json in the checkpoint and export again'",
-        "runtime/inputs/chat_template.py::ChatTemplate.__init__::_FIX",
-        "runtime/inputs/chat_template.py::ChatTemplate.render::_FIX",
-        "runtime/inputs/chat_template.py::read_template::_FIX",
-        "runtime/inputs/prompt.py::_wrong_number::f'put pictures into messages of a role whose content the template writes (user), or export again with a chat_template.jinja that writes the placeholder for entries of type \"{kind}\"'",
         "runtime/inputs/prompt.py::build_prompt::'export again from a checkpoint whose tokenizer belongs to the model'",
         "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
-        "runtime/inputs/tokenization.py::TextTokenizer.from_dir::_FIX",
-        "runtime/inputs/tokenization.py::_damaged::_FIX",
-        "runtime/inputs/tokenization.py::_read_config::_FIX",
         "runtime/inputs/video.py::LazyFrames._decode::'the video is damaged or cut off: get it again'",
         "runtime/inputs/video.py::_damaged::'the video is damaged or of another kind: get it again'",
-        "runtime/pipeline.py::Pipeline._check_parts::'export the model again with divprune-export'",
         "runtime/reports/bench/report.py::Report.from_json::'write the report again: divprune-bench ENGINE_DIR --output REPORT.json'",
     ),
     "needs a GPU, its driver, TensorRT or another machine": (

@@ -18,7 +18,15 @@ import pytest
 from divprune.runtime.errors import DivPruneError
 from tests.advice.sites import ROOT, Site, find_sites
 
-__all__ = ["Refusal", "advice_in", "attempt", "follow", "recorded", "refused", "site_of"]
+__all__ = [
+    "Refusal",
+    "assert_gave",
+    "attempt",
+    "follow",
+    "recorded",
+    "refused",
+    "site_of",
+]
 
 _TOOLS = {
     name: f"divprune.runtime.cli.{name.removeprefix('divprune-')}"
@@ -61,10 +69,16 @@ def attempt(words: list[str], stdin: bytes | None = b"", *, whole: bool = True) 
             code = main(words[1:])
         except SystemExit as leaving:
             code = int(leaving.code or 0)
-    return Refusal(code, said.getvalue(), advice_in(said.getvalue()), tuple(keys))
+    return Refusal(code, said.getvalue(), _advice_in(said.getvalue()), tuple(keys))
 
 
-def advice_in(message: str) -> str:
+def assert_gave(refusal: Refusal, key: str) -> None:
+    """Check that a tool refused, and that it was the error of a site that gave its advice."""
+    assert refusal.code == 2, refusal.message
+    assert key in refusal.keys, (refusal.keys, refusal.message)
+
+
+def _advice_in(message: str) -> str:
     """The last advice that a message gives; empty without one."""
     advice = re.findall(r"(?m)^  fix: {6}(.*(?:\n    .*)*)", message)
     return advice[-1] if advice else ""
