@@ -78,7 +78,7 @@ def check_half(largest: Largest) -> None:
             "the vision tower's activations overflow fp16",
             expected=f"magnitudes up to {_FP16_MAX:g}",
             found=f"{largest.value:.4g} at {largest.part}, for a made-up picture",
-            fix="divprune-export ... --dtype fp32",
+            fix="--dtype fp32",
         )
     if largest.value > _NEAR:
         logger.warning(

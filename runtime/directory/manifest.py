@@ -314,5 +314,5 @@ def _check_schema_version(version: object) -> None:
         "is newer than this divprune-edge" if newer else "is one this divprune-edge cannot read",
         expected=expected,
         found=version,
-        fix="upgrade it: pip install --upgrade divprune-edge" if newer else RE_EXPORT,
+        fix="install the divprune-edge that wrote it, or a newer one" if newer else RE_EXPORT,
     )

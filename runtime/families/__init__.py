@@ -69,7 +69,7 @@ def family_class(name: str) -> type[Family]:
         "this divprune-edge does not know the family of the model",
         expected=", ".join(family_names()) + ", or one of an installed package",
         found=name,
-        fix="pip install --upgrade divprune-edge, or install the package that the export used",
+        fix="install the divprune-edge, or the package with this family, that the export used",
     )
 
 

@@ -75,7 +75,7 @@ class FramesFamily(AnyresFamily):
                 "this engine directory cannot take that many frames of a video",
                 expected=f"--num-frames from 1 to {self.max_frames}",
                 found=wanted,
-                fix=f"divprune-export with --max-image-tokens {self._frame_tokens(wanted)}"
+                fix=f"export again with --max-image-tokens {self._frame_tokens(wanted)}"
                 if wanted > 1
                 else None,
             )

@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED"]
-__all__ += ["CHECKPOINTS", "COMMANDS", "DIRECTORIES", "WORDS"]
+__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED", "NOT_HERE"]
+__all__ += [
+    "CHECKPOINTS",
+    "COMMANDS",
+    "DIRECTORIES",
+    "EXPORTS",
+    "MEDIA",
+    "PACKAGES",
+    "REPORTS",
+    "SERVING",
+    "WORDS",
+]
 
 COMMANDS: Mapping[str, str] = {
     # Case of test_commands.py: the advice that it provokes and follows.
@@ -50,6 +60,11 @@ COMMANDS: Mapping[str, str] = {
     "bench prompt": "runtime/reports/bench/workload.py::check_prompt_tokens::f'--prompt-tokens {manifest.max_prefill_len // 2}, or leave it out'",
     "bench keep": "runtime/generation/kept_tokens.py::_count::export_command(manifest, keep=keep)",
     "eval metric": "runtime/reports/eval/metrics.py::check_answers::'--metric exact-match'",
+    "quantised twice": "export/planning/make_plan.py::_check_quantized_once::'leave --quant out, or export the model that was quantised'",
+    "quantised twice in a plan": "runtime/reports/plan/settings.py::PlanSettings.check::'leave --quant out'",
+    "positions of three axes": "export/planning/make_plan.py::_positions::'leave --positions out'",
+    "a grid without a corner": "export/selection/downsample.py::Downsample.count::'--selector divprune'",
+    "no class token": "export/planning/signals.py::resolve_signals::'--selector divprune, or another that needs none'",
 }
 
 WORDS: Mapping[str, str] = {
@@ -72,6 +87,19 @@ WORDS: Mapping[str, str] = {
     "a checkpoint called like a preset": "configs/__init__.py::refuse_ambiguous::f'{directory} for the directory, or {preset} for the preset'",
     "a question piped in": "runtime/cli/run.py::_read_prompt::\"echo 'What is it?' | divprune-run ENGINE_DIR picture.jpg --prompt -\"",
     "a picture piped in": "runtime/inputs/image_sources.py::_read_stdin::'divprune-run ENGINE_DIR - < picture.jpg'",
+    "a log in use": "runtime/reports/eval/log.py::_open_locked::'wait for it, or name another --output directory'",
+    "an output that is there": "export/output/staging.py::check_target::fix",
+    "an output that is no export": "export/output/staging.py::check_target::f'choose another --output, or delete it: rm -r {shlex.quote(str(target))}'",
+    "an output below a file": "export/output/staging.py::_output_errors::'choose another --output'",
+    "a directory in another encoding": 'runtime/directory/path_text.py::check_utf8::f"{fix}; if it is UTF-8, set the terminal\'s encoding: LC_ALL=C.UTF-8"',
+    "a prompt in another encoding": 'runtime/inputs/messages.py::_text::"check the terminal\'s encoding (LANG, LC_ALL)"',
+    "a prompt that is too long": "runtime/directory/limits.py::answer_limit::_ways_out(manifest)",
+    "an overlay too wide for its format": "runtime/cli/overlay_files.py::write_overlay::'choose a name for --overlay that ends in .png'",
+    "a picture that is one line": "runtime/inputs/image_processor.py::_check_pixels::'crop or scale the picture first'",
+    "two directories of one name": "runtime/reports/eval/plan.py::plan_runs::'rename one of them'",
+    "a log that is none": "runtime/reports/eval/log.py::_no_log::'name another --output directory, or start over with --force'",
+    "a cache too small for a picture": "runtime/reports/plan/settings.py::PlanSettings.check::'a larger --max-seq-len or a smaller --keep'",
+    "a keep that nobody serves": "runtime/reports/eval/plan.py::plan_runs::'export one with this --keep, or leave it out'",
 }
 
 CHECKPOINTS: Mapping[str, str] = {
@@ -152,119 +180,97 @@ DIRECTORIES: Mapping[str, str] = {
     "a token without a row": "runtime/generation/embeddings.py::EmbeddingTable._no_row::'leave it out of the prompt, or give the model a row for it (resize_token_embeddings, and training) and export again'",
 }
 
-FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES)
+EXPORTS: Mapping[str, str] = {
+    # Case of test_exports.py: the advice from inside an export.
+    "a disk that is full": "export/output/staging.py::check_free_space::'free some space, or choose another disk with --output'",
+    "a disk that fills up": "export/output/staging.py::_disk_full_error::'free some space, or choose another disk with --output'",
+    "a selector for one size": "export/selection/selection_graph.py::_sizes::'--selector divprune'",
+    "a graph beyond a target": "export/graphs/lanes.py::check_graph::'choose another --target or --selector'",
+    "features beyond fp16": "export/selection/checks.py::check_finite::'export with --dtype fp32 if the checkpoint overflows fp16'",
+    "a file cut off meanwhile": "export/checkpoint/tensor_file.py::_read_into::'download the file again'",
+    "a selector of no name": "export/selection/__init__.py::get_selector::'pass --selector with one of these names'",
+    "a cache that is full": "runtime/backends/onnxruntime/decoder.py::DecoderSession.run::'ask for fewer tokens, or take a larger --max-seq-len'",
+    "one size for any picture": "export/families/_anyres_base.py::AnyresBase.resized_vision_module::'--max-image-tokens bounds the size of its pictures'",
+}
+
+MEDIA: Mapping[str, str] = {
+    # Case of test_media.py: the advice about pictures and videos.
+    "more frames than a directory takes": "runtime/families/_frames.py::FramesFamily.prepare_video::f'export again with --max-image-tokens {self._frame_tokens(wanted)}' if wanted > 1 else None",
+    "more frames than tiles": "runtime/families/internvl.py::InternVL.prepare_video::f'--num-frames {self.max_crops}, or export with --max-image-tokens {len(indices) * self.tile_tokens}'",
+    "too few tokens for a tile": "runtime/families/internvl.py::InternVL.from_facts::f'--max-image-tokens {_crops(fewest) * tokens}'",
+    "more frames than crops": "runtime/families/smolvlm.py::SmolVLM._too_many_frames::f'--num-frames {self.max_crops}, or export with --max-image-tokens {frames * self.crop_tokens}'",
+    "too few tokens for a crop": "runtime/families/smolvlm.py::SmolVLM.from_facts::f'--max-image-tokens {crop_side ** 2}'",
+    "nothing says how many frames": "runtime/families/_smolvlm_video.py::VideoSampling.from_config::'--num-frames 8'",
+    "frames without a time, smolvlm": "runtime/families/_smolvlm_video.py::need_fps::'--fps 1 if the frames are a second apart'",
+    "frames without a time, qwen": "runtime/families/_qwen_vision.py::_frames_a_second::'--fps 1, if a second lies between two frames'",
+    "a directory without a video processor": "runtime/families/_qwen_vision.py::QwenVision.prepare_video::'export again from a checkpoint that has it'",
+    "a ribbon, qwen": "runtime/families/_qwen_pixels.py::fit_size::'crop the picture first'",
+    "a ribbon for a small export": "runtime/families/_qwen_vision.py::QwenVision._picture_size::'crop the picture, or export with a larger --max-image-tokens'",
+    "a video for LLaVA-1.6": "runtime/families/llava_next.py::LlavaNext.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
+    "too few tokens for a grid": "runtime/families/_anyres.py::Grids.within::f'--max-image-tokens {smallest}'",
+    "an array of floats": "runtime/inputs/image_loading.py::_from_array::'scale it to uint8 from 0 to 255 and put the channels last'",
+    "a picture of another mode": "runtime/inputs/image_processor.py::ImageProcessor.to_rgb::'open it with divprune.runtime.inputs.image_loading.load_image'",
+    "too many pixels": "runtime/inputs/image_loading.py::_too_many_pixels::'scale the picture down first'",
+    "a long data URI": "runtime/inputs/image_sources.py::_too_long::'save it as a file and pass its path'",
+    "a URL of nothing": "runtime/inputs/download.py::download::'check the URL and the network, or download the picture and pass its path'",
+    "a long download": "runtime/inputs/download.py::_read::'save it as a file and pass its path'",
+    "a damaged video": "runtime/inputs/video.py::_damaged::'the video is damaged or of another kind: get it again'",
+    "a video that ends early": "runtime/inputs/video.py::LazyFrames._decode::'the video is damaged or cut off: get it again'",
+    "a picture called a video": "runtime/inputs/video.py::_open_file::'give it as a picture, not as a video'",
+    "frames of two sizes": "runtime/inputs/video.py::_open_folder::'scale the frames to one size, or take other pictures out of the folder'",
+}
+
+PACKAGES: Mapping[str, str] = {
+    # Case of test_packages.py: the advice to install what is missing.
+    "ray": "runtime/serving/batch/cluster.py::import_ray::\"pip install 'divprune-edge[batch]', or leave --workers and --address out\"",
+    "pyarrow": "runtime/serving/batch/table.py::import_pyarrow::\"pip install 'divprune-edge[batch]'\"",
+    "starlette": "runtime/serving/server.py::require_packages::\"pip install 'divprune-edge[serve]'\"",
+    "uvicorn": "runtime/serving/server.py::require_packages::\"pip install 'divprune-edge[serve]'\"",
+    "onnxscript": "export/cli.py::_require_export_packages::'pip install \"divprune-edge[export]\"'",
+    "onnxruntime": "runtime/backends/onnxruntime/session.py::require_onnxruntime::install",
+    "av": "runtime/inputs/video.py::_pyav::'pip install \"divprune-edge[video]\", or give a folder of frames or a GIF'",
+    "ray serve": "runtime/serving/ray_app.py::build::\"pip install 'ray[serve]'\"",
+    "pillow-heif": "runtime/inputs/image_loading.py::_register_heif::'pip install pillow-heif, or save the picture as JPEG'",
+    "an old onnxruntime": "runtime/backends/onnxruntime/session.py::_require_version::f'pip install --upgrade \"{_PACKAGES[device]}>={minimum}\"'",
+    "an old onnxruntime at export": "export/verify/__init__.py::check_onnxruntime::f'pip install --upgrade \"onnxruntime>={dialect.min_onnxruntime}\", or skip the check with --no-verify'",
+    "a family of a package": "runtime/families/__init__.py::family_class::'install the divprune-edge, or the package with this family, that the export used'",
+    "a newer manifest": "runtime/directory/manifest.py::_check_schema_version::'install the divprune-edge that wrote it, or a newer one' if newer else RE_EXPORT",
+}
+
+REPORTS: Mapping[str, str] = {
+    # Case of test_reports.py: the advice about reports of a benchmark.
+    "reports of other work": "runtime/reports/bench/compare.py::require_same_work::'run divprune-bench with the same engine, --keep, --image, --prompt, --prompt-tokens and --max-new-tokens'",
+    "a damaged report": "runtime/reports/bench/report.py::Report.from_json::'write the report again: divprune-bench ENGINE_DIR --output REPORT.json'",
+    "a newer report": "runtime/reports/bench/report.py::_check_schema_version::'install the divprune-edge that wrote it, or a newer one' if newer else None",
+}
+
+SERVING: Mapping[str, str] = {
+    # Case of test_serving.py: the advice of the server and of batches.
+    "a column of another name": "runtime/serving/batch/table.py::_missing_column::'--image-column, --key-column and --prompt-column name the columns'",
+    "two rows of one key": "runtime/serving/batch/table.py::Table.checked_keys::'--key-column COLUMN names the column that tells rows apart'",
+    "a row without a key": "runtime/serving/batch/table.py::Table._key::'--key-column COLUMN names the column that tells rows apart'",
+    "an output of another run": "runtime/serving/batch/answers.py::_compare::'name another OUTPUT, or run with the same settings to go on'",
+    "a damaged part": "runtime/serving/batch/answers.py::_read_part::'remove it and run again'",
+    "a port that is taken": "runtime/serving/server.py::bind::'choose another --port (0 takes any that is free), or another --host'",
+    "a short key": "runtime/serving/options.py::ServerOptions.__post_init__::'--api-key \"$(openssl rand -hex 24)\"'",
+    "ray without a directory": "runtime/serving/ray_app.py::RayOptions.read::'engine_dir=/path'",
+    "a network without a key": "runtime/cli/serve.py::_check_exposure::f'{_KEY_VARIABLE}=\"$(openssl rand -hex 24)\" divprune-serve ...'",
+    "encoding ahead": "runtime/cli/serve.py::_check_ahead::'leave --encode-ahead out'",
+}
+
+FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, PACKAGES, REPORTS, SERVING)
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
     "export/planning/room.py::check_room::_fitting(longest, needed, pruned)": "tests/export/planning/test_room.py",
     "export/planning/room.py::check_room::_fitting(min(needed + _ANSWER, longest), needed, pruned)": "tests/export/planning/test_room.py",
+    "export/checkpoint/source.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
+    "runtime/generation/kept_tokens.py::_count::'leave --keep out'": "tests/end_to_end/test_inside_the_llm.py",
 }
 
-NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
-    "needs the network, a package or a tool that a test may not install": (
-        "configs/__init__.py::load_preset::None if guess is None else f'--model {guess} if that was meant'",
-        "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::_nearest(model_id)",
-        "export/checkpoint/source.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'",
-        "export/checkpoint/source.py::_hub_error::fix",
-        "export/checkpoint/source.py::resolve_model::_nearest(model)",
-        "export/checkpoint/source.py::weight_files::_conversion_command(model or str(path))",
-        "export/cli.py::_require_export_packages::'pip install \"divprune-edge[export]\"'",
-        "export/families/__init__.py::family_class::_conversion(found)",
-        "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
-        "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
-        "export/selection/__init__.py::_load_installed::f'update or remove the package: pip uninstall {package}'",
-        "export/verify/__init__.py::check_onnxruntime::f'pip install --upgrade \"onnxruntime>={dialect.min_onnxruntime}\", or skip the check with --no-verify'",
-        "runtime/backends/onnxruntime/session.py::_require_version::f'pip install --upgrade \"{_PACKAGES[device]}>={minimum}\"'",
-        "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}'",
-        "runtime/backends/onnxruntime/session.py::require_onnxruntime::install",
-        "runtime/directory/manifest.py::_check_schema_version::'upgrade it: pip install --upgrade divprune-edge' if newer else RE_EXPORT",
-        "runtime/families/__init__.py::family_class::'pip install --upgrade divprune-edge, or install the package that the export used'",
-        "runtime/inputs/download.py::_read::'save it as a file and pass its path'",
-        "runtime/inputs/download.py::download::'check the URL and the network, or download the picture and pass its path'",
-        "runtime/inputs/image_loading.py::_register_heif::'pip install pillow-heif, or save the picture as JPEG'",
-        "runtime/inputs/video.py::_pyav::'pip install \"divprune-edge[video]\", or give a folder of frames or a GIF'",
-        "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
-        "runtime/reports/bench/report.py::_check_schema_version::'pip install --upgrade divprune-edge' if newer else None",
-        "runtime/reports/plan/source.py::_cached_config::f'hf download {hub_id} config.json'",
-        "runtime/serving/batch/cluster.py::import_ray::\"pip install 'divprune-edge[batch]', or leave --workers and --address out\"",
-        "runtime/serving/batch/table.py::import_pyarrow::\"pip install 'divprune-edge[batch]'\"",
-        "runtime/serving/ray_app.py::build::\"pip install 'ray[serve]'\"",
-        "runtime/serving/server.py::require_packages::\"pip install 'divprune-edge[serve]'\"",
-    ),
-    "says in words what to change in a picture, a file or a prompt": (
-        "export/families/_anyres_base.py::AnyresBase.resized_vision_module::'--max-image-tokens bounds the size of its pictures'",
-        "export/graphs/lanes.py::check_graph::'choose another --target or --selector'",
-        "export/output/staging.py::_disk_full_error::'free some space, or choose another disk with --output'",
-        "export/output/staging.py::_output_errors::'choose another --output'",
-        "export/output/staging.py::check_free_space::'free some space, or choose another disk with --output'",
-        "export/output/staging.py::check_target::f'choose another --output, or delete it: rm -r {shlex.quote(str(target))}'",
-        "export/planning/make_plan.py::_check_quantized_once::'leave --quant out, or export the model that was quantised'",
-        "export/planning/make_plan.py::_positions::'leave --positions out'",
-        "export/selection/__init__.py::get_selector::'pass --selector with one of these names'",
-        "export/selection/checks.py::check_finite::'export with --dtype fp32 if the checkpoint overflows fp16'",
-        "export/selection/downsample.py::Downsample.count::'--selector divprune'",
-        "export/selection/fixed_order.py::FixedOrder.write_order::'--selector divprune'",
-        'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',
-        "export/selection/selection_graph.py::_sizes::'--selector divprune'",
-        "export/planning/signals.py::resolve_signals::'--selector divprune, or another that needs none'",
-        "runtime/cli/serve.py::_check_ahead::'leave --encode-ahead out'",
-        "runtime/backends/onnxruntime/decoder.py::DecoderSession.run::'ask for fewer tokens, or take a larger --max-seq-len'",
-        "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
-        "runtime/cli/bench.py::_measure_server::'--json > FILE'",
-        "runtime/cli/overlay_files.py::write_overlay::'choose a name for --overlay that ends in .png'",
-        "runtime/cli/serve.py::_check_exposure::f'{_KEY_VARIABLE}=\"$(openssl rand -hex 24)\" divprune-serve ...'",
-        "runtime/directory/limits.py::answer_limit::_ways_out(manifest)",
-        'runtime/directory/path_text.py::check_utf8::f"{fix}; if it is UTF-8, set the terminal\'s encoding: LC_ALL=C.UTF-8"',
-        "runtime/families/_anyres.py::Grids.within::f'--max-image-tokens {smallest}'",
-        "runtime/families/_frames.py::FramesFamily.prepare_video::f'divprune-export with --max-image-tokens {self._frame_tokens(wanted)}' if wanted > 1 else None",
-        "runtime/families/_qwen_pixels.py::fit_size::'crop the picture first'",
-        "runtime/families/_qwen_vision.py::QwenVision._picture_size::'crop the picture, or export with a larger --max-image-tokens'",
-        "runtime/families/_qwen_vision.py::_frames_a_second::'--fps 1, if a second lies between two frames'",
-        "runtime/families/_smolvlm_video.py::VideoSampling.from_config::'--num-frames 8'",
-        "runtime/families/_smolvlm_video.py::need_fps::'--fps 1 if the frames are a second apart'",
-        "runtime/families/internvl.py::InternVL.from_facts::f'--max-image-tokens {_crops(fewest) * tokens}'",
-        "runtime/families/internvl.py::InternVL.prepare_video::f'--num-frames {self.max_crops}, or export with --max-image-tokens {len(indices) * self.tile_tokens}'",
-        "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
-        "runtime/families/llava_next.py::LlavaNext.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
-        "runtime/families/smolvlm.py::SmolVLM._too_many_frames::f'--num-frames {self.max_crops}, or export with --max-image-tokens {frames * self.crop_tokens}'",
-        "runtime/families/smolvlm.py::SmolVLM.from_facts::f'--max-image-tokens {crop_side ** 2}'",
-        "runtime/generation/kept_tokens.py::_count::'leave --keep out'",
-        "runtime/inputs/image_loading.py::_from_array::'scale it to uint8 from 0 to 255 and put the channels last'",
-        "runtime/inputs/image_loading.py::_too_many_pixels::'scale the picture down first'",
-        "runtime/inputs/image_processor.py::ImageProcessor.to_rgb::'open it with divprune.runtime.inputs.image_loading.load_image'",
-        "runtime/inputs/image_processor.py::_check_pixels::'crop or scale the picture first'",
-        "runtime/inputs/image_sources.py::_too_long::'save it as a file and pass its path'",
-        'runtime/inputs/messages.py::_text::"check the terminal\'s encoding (LANG, LC_ALL)"',
-        "runtime/inputs/video.py::_open_file::'give it as a picture, not as a video'",
-        "runtime/inputs/video.py::_open_folder::'scale the frames to one size, or take other pictures out of the folder'",
-        "runtime/reports/bench/compare.py::require_same_work::'run divprune-bench with the same engine, --keep, --image, --prompt, --prompt-tokens and --max-new-tokens'",
-        "runtime/reports/bench/server_load.py::_Server.first_model::'divprune-serve ENGINE_DIR'",
-        "runtime/reports/eval/log.py::_no_log::'name another --output directory, or start over with --force'",
-        "runtime/reports/eval/log.py::_open_locked::'wait for it, or name another --output directory'",
-        "runtime/reports/eval/plan.py::plan_runs::'export one with this --keep, or leave it out'",
-        "runtime/reports/eval/plan.py::plan_runs::'rename one of them'",
-        "runtime/reports/plan/settings.py::PlanSettings.check::'a larger --max-seq-len or a smaller --keep'",
-        "runtime/reports/plan/settings.py::PlanSettings.check::'leave --quant out'",
-    ),
-    "needs another file, or an export of another checkpoint": (
-        "export/verify/activations.py::check_half::'divprune-export ... --dtype fp32'",
-        "export/checkpoint/tensor_file.py::_read_into::'download the file again'",
-        "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
-        "export/output/staging.py::check_target::fix",
-        "runtime/families/_qwen_vision.py::QwenVision.prepare_video::'export again from a checkpoint that has it'",
-        "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'",
-        "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens'",
-        "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'",
-        "runtime/inputs/prompt.py::build_prompt::'export again from a checkpoint whose tokenizer belongs to the model'",
-        "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
-        "runtime/inputs/video.py::LazyFrames._decode::'the video is damaged or cut off: get it again'",
-        "runtime/inputs/video.py::_damaged::'the video is damaged or of another kind: get it again'",
-        "runtime/reports/bench/report.py::Report.from_json::'write the report again: divprune-bench ENGINE_DIR --output REPORT.json'",
-    ),
-    "needs a GPU, its driver, TensorRT or another machine": (
+# What cannot be done where tests run, by what it takes.
+NOT_HERE: Mapping[str, tuple[str, ...]] = {
+    "a GPU, its driver, TensorRT or another machine": (
         "plugins/compile_ptx.py::_run::shlex.join(['python', '-m', 'divprune.plugins.compile_ptx', '--source', str(source)])",
         "plugins/driver.py::Driver.call::fix",
         "plugins/driver.py::_load_library::'run on a machine with an NVIDIA GPU and its driver'",
@@ -303,20 +309,50 @@ NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
         "runtime/backends/tensorrt/surroundings.py::_no_gpu::'name it: --target-cc 89 (GeForce RTX 40), 86 (RTX 30), 120 (RTX 50)'",
         "runtime/backends/tensorrt/surroundings.py::_require_known::'export with --target tensorrt for other GPUs (jetpack6 for JetPack 6)'",
         "runtime/backends/tensorrt/surroundings.py::target_capabilities::'build on the device itself; --target tensorrt-rtx can be built ahead of time'",
+        "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
     ),
-    "needs a server, a cluster or its answers; tests of serving provoke it": (
+    "the network: a model hub, or the package of somebody else": (
+        "configs/__init__.py::load_preset::None if guess is None else f'--model {guess} if that was meant'",
+        "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
+        "export/checkpoint/source.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)",
+        "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
+        "export/checkpoint/source.py::_hub_error::_nearest(model_id)",
+        "export/checkpoint/source.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'",
+        "export/checkpoint/source.py::_hub_error::fix",
+        "export/checkpoint/source.py::resolve_model::_nearest(model)",
+        "export/families/__init__.py::family_class::_conversion(found)",
+        "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
+        "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
+        "export/selection/__init__.py::_load_installed::f'update or remove the package: pip uninstall {package}'",
+        "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}'",
+        "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
+        "runtime/reports/plan/source.py::_cached_config::f'hf download {hub_id} config.json'",
+    ),
+    "a Ray cluster that fails, or two processes at one moment": (
         "runtime/serving/batch/answers.py::_claim::'run it again'",
         "runtime/serving/batch/cluster.py::_check_room::'ask for less (--cpus-per-worker, --gpus-per-worker), or ray start --num-cpus N --num-gpus N on a machine where Ray does not see what there is'",
-        "runtime/serving/batch/table.py::Table._key::'--key-column COLUMN names the column that tells rows apart'",
-        "runtime/serving/batch/answers.py::_compare::'name another OUTPUT, or run with the same settings to go on'",
-        "runtime/serving/batch/answers.py::_read_part::'remove it and run again'",
         "runtime/serving/batch/handout.py::_all_die::'see that the engine directory has the same path on every machine, and that a worker has memory enough (fewer --workers)'",
         "runtime/serving/batch/cluster.py::_connect::'ray status shows whether one is running; ray start --head starts one'",
         "runtime/serving/batch/cluster.py::answer_on_cluster::'run the same command again: it goes on where it was'",
-        "runtime/serving/batch/table.py::Table.checked_keys::'--key-column COLUMN names the column that tells rows apart'",
-        "runtime/serving/batch/table.py::_missing_column::'--image-column, --key-column and --prompt-column name the columns'",
-        "runtime/serving/options.py::ServerOptions.__post_init__::'--api-key \"$(openssl rand -hex 24)\"'",
-        "runtime/serving/ray_app.py::RayOptions.read::'engine_dir=/path'",
-        "runtime/serving/server.py::bind::'choose another --port (0 takes any that is free), or another --host'",
+    ),
+}
+
+NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
+    "takes whole exports of a checkpoint whose activations overflow fp16": (
+        "export/verify/activations.py::check_half::'--dtype fp32'",
+        "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'",
+        "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'",
+    ),
+    "takes a server of another process; the tests of serving start one": (
+        "runtime/cli/bench.py::_measure_server::'--json > FILE'",
+        "runtime/reports/bench/server_load.py::_Server.first_model::'divprune-serve ENGINE_DIR'",
+    ),
+    "no case is known that leads there through a command": (
+        "export/selection/fixed_order.py::FixedOrder.write_order::'--selector divprune'",
+        'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',
+        "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
+        "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
+        "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens'",
+        "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
     ),
 }

@@ -146,7 +146,7 @@ def test_more_frames_than_the_directory_allows_are_refused(count, message, refus
         frame.save(tmp_path / f"{number:02}.png")
     shown = refused("--video", tmp_path, "--num-frames", count)
     assert message in shown
-    assert ("divprune-export with --max-image-tokens 92" in shown) == (count == 23)
+    assert ("export again with --max-image-tokens 92" in shown) == (count == 23)
 
 
 def test_more_tokens_than_the_directory_allows_are_refused(engine, refused, tmp_path):

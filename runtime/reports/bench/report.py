@@ -335,7 +335,7 @@ def _check_schema_version(version: object, name: str) -> None:
         f"{name} is of a newer version" if newer else f"{name} is not a benchmark report",
         expected=f"schema_version {SCHEMA_VERSION}, the one this divprune-edge reads",
         found="no such field" if version is None else version,
-        fix="pip install --upgrade divprune-edge" if newer else None,
+        fix="install the divprune-edge that wrote it, or a newer one" if newer else None,
     )
 
 

@@ -29,6 +29,7 @@ _TEXT, _GREY, _GRID, _WHITE = "#222222", "#777777", "#e6e6e6", "#ffffff"
 # Okabe and Ito's colours, told apart with any kind of sight, and two more.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b94", "#5a5a5a")
 _DOT = 3.5
+_LABEL = (34.0, 12.0)  # room of a label beside a point
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class _Panel:
 def draw_chart(report: EvalReport) -> bytes | None:
     """A PNG; None where fewer than two rows have answers.
 
-    A line for each selector joins its fractions; keep 1.0 is a dashed line across. Whiskers are
-    95 % intervals.
+    A line for each selector joins its fractions and ends at keep 1.0, which is a dashed line
+    across. Each point has its keep beside it, where there is room. Whiskers are 95 % intervals.
     """
     rows = [row for row in report.rows if row.answers]
     if len(rows) < 2:
@@ -56,7 +57,8 @@ def draw_chart(report: EvalReport) -> bytes | None:
 
     canvas = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), _WHITE)
     draw = _Pen(ImageDraw.Draw(canvas))
-    title = f"{get_metric(report.metric).title} in %, {report.data.name}"
+    metric = get_metric(report.metric).title
+    title = f"{metric} in %, {report.data.name}; beside each point its keep"
     draw.text((_LEFT, 14), title, 16, _TEXT, "la")
     y_range = _y_range(rows)
     curves = _curves(rows)
@@ -67,7 +69,9 @@ def draw_chart(report: EvalReport) -> bytes | None:
             left, top, right, bottom = panel.box
             draw.text(((left + right) / 2, (top + bottom) / 2), "not measured", 13, _GREY, "mm")
         for style, curve in curves.values():
-            _draw_curve(draw, panel, style, [row for row in curve if place(row)], place)
+            joined = [*curve, *_end_of(curve, rows)]
+            _draw_curve(draw, panel, style, [row for row in joined if place(row)], place)
+        _draw_keeps(draw, panel, curves, [row for row in rows if place(row)], place)
     _draw_legend(draw, curves, rows)
     out = io.BytesIO()
     canvas.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS).save(out, "PNG", optimize=True)
@@ -120,7 +124,7 @@ def _ttft(row: Row) -> float:
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, tuple[_Style, list[Row]]]:
-    """Colour and rows, by tokens, of each selector; keep 1.0 belongs to all of them.
+    """Colour and rows, by tokens, of each selector, without keep 1.0, which belongs to all.
 
     A selector inside the language model is one for each layer, but where it keeps nothing, so
     that the layer is all there is to choose, its layers are one curve.
@@ -134,6 +138,14 @@ def _curves(rows: Sequence[Row]) -> dict[str, tuple[_Style, list[Row]]]:
             name += ", auto" if row.auto is not None else ""
             curves.setdefault(name, (style, []))[1].append(row)
     return curves
+
+
+def _end_of(curve: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Keep 1.0 of a curve: that of its own engine, or the only one there is."""
+    baselines = [row for row in rows if row.is_baseline]
+    engines = {row.engine for row in curve}
+    own = [row for row in baselines if row.engine in engines]
+    return own[:1] or (baselines if len(baselines) == 1 else [])
 
 
 def _y_range(rows: Sequence[Row]) -> tuple[float, float]:
@@ -151,7 +163,7 @@ def _panels(rows: Sequence[Row], y_range: tuple[float, float]) -> Iterator[_Pane
     counts = sorted({row.num_kept for row in rows if row.layer is None} or tokens)
     scales: tuple[tuple[str, Callable[[float], float], list[tuple[float, str]]], ...] = (
         (
-            "visual tokens, mean over the decoder layers",
+            "visual tokens, mean over the decoder layers (logarithmic)",
             lambda count: (math.log(count) - ends[0]) / (ends[1] - ends[0]),
             [(count, f"{round(count, 1):g}") for count in _apart(counts)],
         ),
@@ -229,10 +241,26 @@ def _draw_curve(
     points = [(panel.x(place(row)), panel.y(row.score.value)) for row in rows]
     if len(points) > 1:
         draw.line(points, style.colour, 1.8)
-    _draw_points(draw, panel, style, rows, place)
-    for row, (x, y) in zip(rows, points, strict=True):
-        if row.layer is not None and not row.num_kept:
-            draw.text((x + 7, y + 2), f"layer {row.layer}", 11, style.colour, "la")
+    _draw_points(draw, panel, style, [row for row in rows if not row.is_baseline], place)
+
+
+def _draw_keeps(
+    draw: _Pen,
+    panel: _Panel,
+    curves: dict[str, tuple[_Style, list[Row]]],
+    rows: Sequence[Row],
+    place: Callable[[Row], float],
+) -> None:
+    """What each point kept, or the layer where that is all there is to choose; none on another."""
+    colours = {id(row): style.colour for style, curve in curves.values() for row in curve}
+    taken: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: row.score.value, reverse=True):
+        x, y = panel.x(place(row)) + 7, panel.y(row.score.value) + 2
+        if all(abs(x - left) > _LABEL[0] or abs(y - top) > _LABEL[1] for left, top in taken):
+            taken.append((x, y))
+            by_layer = row.layer is not None and not row.num_kept
+            text = f"layer {row.layer}" if by_layer else row.asked
+            draw.text((x, y), text, 11, colours.get(id(row), _GREY), "la")
 
 
 def _draw_points(

@@ -51,7 +51,7 @@ def _headline(report: EvalReport) -> list[str]:
 
 def _score_table(report: EvalReport) -> Table:
     header = ("engine", "selector", "keep", "kept", get_metric(report.metric).title, "95 %")
-    compared = ("less keep 1.0", "95 %", "answers", "failed")
+    compared = ("change from keep 1.0", "95 %", "answers", "failed")
     return Table((*header, *compared), tuple(_score_row(row) for row in report.rows), labels=2)
 
 

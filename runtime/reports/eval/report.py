@@ -105,7 +105,9 @@ class Row:
     @property
     def asked(self) -> str:
         """What was asked for, as ``--keep`` spells it."""
-        return f"{self.keep:g}" if self.auto is None else str(AutoKeep(self.auto))
+        if self.auto is not None:
+            return str(AutoKeep(self.auto))
+        return f"{self.keep:g}" if self.keep < 1 else "1.0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ def test_newer_schema_is_refused_with_the_upgrade_command(engine: Path):
     edit_manifest(engine, lambda m: m.update(schema_version=SCHEMA_VERSION + 1, more={}))
     message = refusal(engine)
     assert "newer" in message
-    assert "pip install --upgrade divprune-edge" in message
+    assert "install the divprune-edge that wrote it" in message
 
 
 @pytest.mark.parametrize("name", sorted(CONTENT))

@@ -352,7 +352,7 @@ def test_newer_schema_is_refused_before_everything_else_with_the_upgrade_command
     message = str(caught.value)
     assert "schema_version is newer" in message
     assert "schema version 2" in message
-    assert "pip install --upgrade divprune-edge" in message
+    assert "install the divprune-edge that wrote it" in message
 
 
 @pytest.mark.parametrize("version", ["0", "-1", '"1"', "1.0", "true", "null", "[1]"])

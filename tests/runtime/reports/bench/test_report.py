@@ -81,7 +81,7 @@ def test_what_is_no_report_is_refused(text, message):
 
 
 def test_a_newer_report_is_refused_with_the_command_that_helps():
-    with pytest.raises(ReportError, match="pip install --upgrade divprune-edge"):
+    with pytest.raises(ReportError, match="install the divprune-edge that wrote it"):
         Report.from_json(edited(schema_version=99), "a.json")
 
 

@@ -13,6 +13,16 @@ def test_the_table_shows_score_interval_and_what_is_lost():
         assert piece in row
 
 
+def test_headings_say_what_a_change_is_from_and_keep_1_is_called_so():
+    lines = render_text(example_report()).splitlines()
+    heading = next(line for line in lines if line.startswith("engine"))
+    end = heading.index("change from keep 1.0") + len("change from keep 1.0")
+    (row,) = (line for line in lines if "random" in line and "49 of 196" in line)
+    assert row[:end].endswith(" -35.0")
+    first = next(line for line in lines if line.startswith("divprune-engine"))
+    assert first.split()[:3] == ["divprune-engine", "divprune", "1.0"]
+
+
 def test_failures_are_said_and_rows_without_answers_show_no_score():
     row = replace(example_row("divprune", 0.1, 20, 0.5, 1.0), answers=0, errors=7, ttft_ms=None,
                   difference=None, categories={})  # fmt: skip
