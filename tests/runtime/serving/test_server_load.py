@@ -87,7 +87,7 @@ class _Other(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def other() -> Iterator[str]:
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Other)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{listener.server_port}"
     listener.shutdown()
     listener.server_close()
