@@ -17,7 +17,6 @@ from qwen_checkpoints import write_qwen_checkpoint
 from tiled_checkpoints import write_tiled_checkpoint
 
 from divprune.export.export_model import ExportOptions, export_model
-from divprune.export.vision import trace
 from divprune.runtime import Pipeline
 from divprune.runtime.errors import OptionError
 from divprune.runtime.families import VideoFrames
@@ -103,24 +102,14 @@ def _write(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Both]:
-    """A function from a checkpoint and a selector to both; each is made once.
-
-    So is what torch traces of a tower, which is the same for every selector inside the LLM.
-    """
+    """A function from a checkpoint and a selector to both; each is made once."""
     folder = tmp_path_factory.mktemp("any-size-inside")
     made: dict[str, Both] = {}
-    traced: dict[str, Any] = {}
-    trace_module = trace.trace_module
 
     def get(name: str, case: str, **more: Any) -> Both:
         key = f"{name}-{case}"
         if key in made:
             return made[key]
-
-        def trace_once(module: Any, inputs: Any, outputs: Any, weights: Any, opset: int) -> Any:
-            if name not in traced:
-                traced[name] = trace_module(module, inputs, outputs, weights, opset)
-            return traced[name].clone()
 
         checkpoint = folder / name
         if not checkpoint.exists():
@@ -129,17 +118,11 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Both]:
         if name.startswith("qwen"):
             options["max_image_tokens"] = MAX_TOKENS
         output = folder / key
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trace, "trace_module", trace_once)
-            export_model(
-                ExportOptions(
-                    model=str(checkpoint),
-                    selector=case,
-                    dtype="fp32",
-                    output=output,
-                    **options,
-                )
+        export_model(
+            ExportOptions(
+                model=str(checkpoint), selector=case, dtype="fp32", output=output, **options
             )
+        )
         made[key] = Both(checkpoint, case, output, options)
         return made[key]
 
