@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -165,6 +166,13 @@ def test_max_seq_len_that_only_the_baseline_does_not_fit_into_names_a_length_tha
 
 def test_a_model_that_is_nowhere_is_refused(refused: Callable[..., str]) -> None:
     assert "not a preset, a directory or a hub id" in refused("--model", "no/such/model")
+
+
+def test_imports_are_frozen_and_the_collector_is_on_again(refused: Callable[..., str]) -> None:
+    gc.unfreeze()
+    refused("--model", "no/such/directory")
+    assert gc.get_freeze_count() > 100_000
+    assert gc.isenabled()
 
 
 def test_a_hub_model_that_cannot_be_downloaded_is_refused(
