@@ -14,12 +14,17 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
 @pytest.fixture
 def workplace(
-    root: Path, tmp_path: Path, wheel_bin: Path, checkpoint: Callable[[str], Path]
+    root: Path, tmp_path: Path, wheel_bin: Path, checkpoint: Callable[[str], Path], exports: Path
 ) -> Iterator[Workplace]:
     with serve(tmp_path) as web:
-        yield Workplace(root, tmp_path, wheel_bin, web, checkpoint)
+        yield Workplace(root, tmp_path, wheel_bin, web, checkpoint, exports)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

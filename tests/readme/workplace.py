@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def serve(folder: Path) -> Iterator[str]:
     """The address under which this machine serves ``folder``."""
     handler = partial(_QuietHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
@@ -85,6 +86,7 @@ class Workplace:
         bin: Where the console scripts are that a user of the wheel has.
         web: Address that serves ``folder``.
         checkpoint: Writes a tiny checkpoint, given its name.
+        exports: Where exports are kept that another document may mention as well.
     """
 
     root: Path
@@ -92,6 +94,7 @@ class Workplace:
     bin: Path
     web: str
     checkpoint: Callable[[str], Path]
+    exports: Path
 
     def check(self, step: Step) -> None:
         """Run the step if it can run here; otherwise check what can be checked of it."""
@@ -198,10 +201,14 @@ class Workplace:
 
     def _export(self, output: str, model: str, keep: str) -> None:
         """Make an engine directory that the document mentions but does not export."""
-        if not (self.folder / output).exists():
+        if (self.folder / output).exists():
+            return
+        kept = self.exports / f"{model}-{keep}"
+        if not kept.exists():
             self._provide_model(model)
-            command = ["divprune-export", "--model", model, "--keep", keep, "--output", output]
+            command = ["divprune-export", "--model", model, "--keep", keep, "--output", str(kept)]
             self._run(command, 0)
+        shutil.copytree(kept, self.folder / output)
 
     def _provide_model(self, model: str) -> None:
         from divprune.configs import list_presets, load_preset
