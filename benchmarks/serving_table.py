@@ -72,9 +72,11 @@ def _section(rows: list[tuple[str, str]], checks: dict[str, bool]) -> str:
 
 def _where(name: str, report: dict[str, Any], engine: str) -> str:
     machine = report["machine"]
+    load = machine["load_average_at_end"]
+    busy = " **Something else was running on it: to be measured again.**"
     return (
         f"[{name}]({name}): {machine['cpu']}, {machine['cores']} cores, load "
-        f"{machine['load_average_at_end']} at the end, engine directory `{engine}`."
+        f"{load} at the end, engine directory `{engine}`.{busy * (load > machine['cores'] + 0.5)}"
     )
 
 

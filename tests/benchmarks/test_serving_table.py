@@ -51,6 +51,16 @@ def test_a_table_that_is_out_of_date_is_noticed(
     assert "- **no**: at most 3 ms to the first token, by the client's" in render(tmp_path)
 
 
+@pytest.mark.parametrize(("load", "busy"), [(1.9, False), (2.6, True)])
+def test_a_machine_that_did_something_else_is_named(
+    load: float, busy: bool, tmp_path: Path
+) -> None:
+    report = json.loads(report_of(OVERHEAD))
+    report["machine"]["load_average_at_end"] = load
+    (tmp_path / "serving-overhead.json").write_text(json.dumps(report))
+    assert ("Something else was running" in render(tmp_path)) == busy
+
+
 @pytest.mark.parametrize(
     "change",
     [
