@@ -186,12 +186,12 @@ class PatchProcessor:
         rows = np.empty(
             (steps, cells, self.merge**2, 3, self.moments, self.patch, self.patch), np.float32
         )
-        for moment in range(steps * self.moments):
-            if moment < len(frames):
-                patches = process.levels.patches(
-                    process.fit(frames[moment]), self.patch, self.merge
-                )
-            rows[moment // self.moments, :, :, :, moment % self.moments] = patches
+        last = len(frames) - 1
+        for number, frame in enumerate(frames):
+            patches = process.levels.patches(process.fit(frame), self.patch, self.merge)
+            end = steps * self.moments if number == last else number + 1
+            for moment in range(number, end):
+                rows[moment // self.moments, :, :, :, moment % self.moments] = patches
         return rows.reshape(steps, cells, -1)
 
 
