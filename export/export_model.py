@@ -6,13 +6,14 @@ checkpoint ─► vision graph ─► LLM graph ─► host files ─► self-ch
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 
 import onnx_ir as ir
 from PIL import Image
 
-from divprune.export.checkpoint.source import resolve_model
+from divprune.export.checkpoint.source import read_json_object, resolve_model
 from divprune.export.decoder.graph import write_decoder
 from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph
 from divprune.export.graphs.lanes import check_graph
@@ -30,7 +31,7 @@ from divprune.export.selection.in_llm_graph import write_in_llm_selection
 from divprune.export.verify import check_onnxruntime, verify_export
 from divprune.export.vision.graphs import write_vision_graphs
 from divprune.runtime.directory.manifest import GraphSpec
-from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.inputs.chat_template import ChatTemplate, read_template
 from divprune.runtime.inputs.messages import question, read_messages
@@ -148,12 +149,40 @@ def _check_prompt(plan: ExportPlan, directory: Path) -> int:
     tokenizer = TextTokenizer.from_dir(directory)
     source = read_template(directory / "chat_template.jinja")
     picture = plan.runtime_family.prepare_image(Image.new("RGB", (640, 480)))
+    template = ChatTemplate(source, tokenizer.special_tokens)
+    conversation = read_messages(question("Describe the image.", [b"picture"]))
+    _check_placeholder(plan, template.render(conversation.messages))
     prompt = build_prompt(
-        read_messages(question("Describe the image.", [b"picture"])),
+        conversation,
         [picture],
         plan.runtime_family.placeholders,
-        ChatTemplate(source, tokenizer.special_tokens),
+        template,
         tokenizer,
         [each for each in (plan.family.image_token_id, plan.family.video_token_id) if each],
     )
     return prompt.num_text_tokens
+
+
+def _check_placeholder(plan: ExportPlan, rendered: str) -> None:
+    """Tell a wrong number in config.json from a template that writes no placeholder at all.
+
+    A wrong number may be that of another token that the template writes (``<|vision_start|>``).
+    """
+    written = [
+        (token, number)
+        for token, number in plan.tokenizer.get_added_vocab().items()
+        if re.search("image|img", token, re.IGNORECASE) and token in rendered
+    ]
+    if len(written) == 1 and written[0][0] != plan.facts["image_token"]:
+        ((token, number),) = written
+        config = plan.checkpoint.path / "config.json"
+        content = read_json_object(config)
+        # Of both, transformers takes the first.
+        keys = ("image_token_id", "image_token_index")
+        key = next((key for key in keys if key in content), keys[0])
+        raise CheckpointError(
+            f"{key} of config.json is not the token that the chat template writes for a picture",
+            expected=f"{number} ({token})",
+            found=f"{plan.family.image_token_id} ({plan.facts['image_token']})",
+            fix=f"set {key} to {number} in {config}",
+        )

@@ -50,6 +50,17 @@ LM_HEAD = "lm_head.weight"
 
 # Buffers that older transformers saved; every version since computes them.
 _COMPUTED = re.compile(r"\.(embeddings\.position_ids|rotary_emb\.inv_freq)$")
+# What torch.compile, DataParallel, Lightning, FSDP and activation checkpointing call the module
+# that they wrap, at any depth.
+_WRAPPERS = frozenset(
+    {
+        "_orig_mod",
+        "module",
+        "_forward_module",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+    }
+)
 _SHOWN = 5
 
 
@@ -304,8 +315,9 @@ def _readable_tensors(file: Path) -> Iterator[StoredTensor]:
 
 
 def _unwrapped(key: str) -> str:
-    """The key without what peft, torch.compile or a data-parallel trainer put around it."""
-    return key.removeprefix("module.").removeprefix("base_model.model.").replace("_orig_mod.", "")
+    """The key without what peft, torch.compile or a parallel trainer put around its modules."""
+    parts = (part for part in key.split(".") if part not in _WRAPPERS)
+    return ".".join(parts).removeprefix("base_model.model.")
 
 
 def _twice(name: str, first: StoredTensor, second: StoredTensor) -> CheckpointError:

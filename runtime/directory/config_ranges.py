@@ -35,6 +35,16 @@ _MAX_PATCH_SIZE = 1 << 10
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _VISUAL_IDS = ("image_token_index", "image_token_id", "video_token_index", "video_token_id")
 _SQUARE_TOWERS = ("clip_vision_model", "siglip_vision_model")
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "original_max_position_embeddings",
+)
 _PARTS = ("text_config", "vision_config")
 
 
@@ -69,9 +79,27 @@ def _check_part(prefix: str, part: Mapping[str, Any]) -> None:
         value = part.get(key)
         if value is not None and not (type(value) in (int, float) and 0 <= value < 1):
             raise _out_of_range(f"{prefix}{key}", "a number from 0, below 1", value)
-    theta = part.get("rope_theta")
-    if theta is not None and not (type(theta) in (int, float) and 0 < theta < math.inf):
-        raise _out_of_range(f"{prefix}rope_theta", "a number above 0", theta)
+    _check_positive(prefix, part, ("rope_theta",))
+    for key in ("rope_parameters", "rope_scaling"):
+        if part.get(key) is not None:
+            _check_rope(f"{prefix}{key}", part[key])
+
+
+def _check_rope(name: str, rope: object) -> None:
+    """Of the text model, or of each kind of its layers."""
+    if not isinstance(rope, dict):
+        raise _out_of_range(name, "an object", rope)
+    _check_positive(f"{name}.", rope, _ROPE_NUMBERS)
+    for key, value in rope.items():
+        if isinstance(value, dict):
+            _check_rope(f"{name}.{key}", value)
+
+
+def _check_positive(prefix: str, part: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        value = part.get(key)
+        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise _out_of_range(f"{prefix}{key}", "a number above 0", value)
 
 
 def _check_tokens(prefix: str, part: Mapping[str, Any], keys: tuple[str, ...], rows: int) -> None:

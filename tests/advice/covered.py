@@ -141,6 +141,7 @@ CHECKPOINTS: Mapping[str, str] = {
     "an adapter as it was pickled": "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
     "an adapter that is no LoRA": "export/checkpoint/adapter.py::_unsupported::_MERGE.format(base=base or 'MODEL', path=str(directory))",
     "a processor that is unknown": "runtime/inputs/image_processor.py::_processor_type::'copy preprocessor_config.json of the original model into the checkpoint'",
+    "a placeholder of another number": "export/export_model.py::_check_placeholder::f'set {key} to {number} in {config}'",
 }
 
 

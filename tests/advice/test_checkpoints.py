@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -367,7 +368,35 @@ def test_the_advised_python_makes_an_adapter_that_is_taken(
     assert mended.code == 0, (refused.message, mended.message)
 
 
+@pytest.mark.parametrize(
+    ("source", "fields"),
+    [
+        *((SHARDS, {"image_token_index": number}) for number in (0, 1, 100, 475, 479)),
+        (SHARDS, {"image_token_index": 470, "image_token_id": 3}),
+        (NEXT, {"image_token_index": 9}),
+        (QWEN, {"image_token_id": 1}),
+        (QWEN, {"image_token_id": 3}),
+        (TILES, {"image_token_id": 7}),
+    ],
+)
+def test_the_number_of_the_placeholder_is_set_as_the_advice_says(
+    any_checkpoint, tmp_path, monkeypatch, source, fields
+):
+    monkeypatch.chdir(tmp_path)
+    original = any_checkpoint(source)
+    place = Place(Path(shutil.copytree(original, "checkpoint")), original, any_checkpoint)
+    put(CONFIG, **fields)(place)
+    words = f"divprune-export --model {place.path} --keep 0.3 --output engine".split()
+    refused = attempt(words, whole=False)
+    assert_gave(refused, CHECKPOINTS["a placeholder of another number"])
+    advice = re.fullmatch(r"set (\w+) to (\d+) in checkpoint/config\.json", refused.fix)
+    assert advice is not None, refused.fix
+    put(CONFIG, **{advice[1]: int(advice[2])})(place)
+    mended = attempt(words, whole=False)
+    assert mended.code == 0, (refused.message, mended.message)
+
+
 def test_every_case_has_the_advice_that_it_follows():
-    assert {*CASES, "an adapter as it was pickled", "an adapter that is no LoRA"} == set(
-        CHECKPOINTS
-    )
+    alone = {"an adapter as it was pickled", "an adapter that is no LoRA"}
+    alone |= {"a placeholder of another number"}
+    assert CASES.keys() | alone == CHECKPOINTS.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -210,16 +211,45 @@ def test_a_tokenizer_that_is_missing_is_there_after_an_export(engine_dir, tmp_pa
     TextTokenizer.from_dir(engine_dir)
 
 
-def test_a_token_without_a_row_is_left_out_of_the_prompt(engine_dir, run, tmp_path):
-    def with_token(content: bytes) -> bytes:
+@pytest.fixture(scope="module")
+def with_more_tokens(engine_dir, tmp_path_factory) -> Path:
+    """An engine whose tokenizer has three tokens behind the last row of the table, <480> first."""
+
+    def add(content: bytes) -> bytes:
         tokenizer = json.loads(content)
-        new = {**tokenizer["added_tokens"][-1], "id": 480, "content": "<new>"}
-        tokenizer["added_tokens"].append(new)
+        like = tokenizer["added_tokens"][-1]
+        more = [{**like, "id": number, "content": f"<{number}>"} for number in range(480, 483)]
+        tokenizer["added_tokens"] += more
         return json.dumps(tokenizer).encode()
 
-    edited("tokenizer.json", with_token)(engine_dir, tmp_path / "engine")
-    words = shlex.split(run.format(tmp_path / "engine"))
-    refusal = attempt([*words[:-1], "<new> What?"])
+    copy = tmp_path_factory.mktemp("more") / "engine"
+    edited("tokenizer.json", add)(engine_dir, copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("<480> What?", "<480>"),
+        ("What is at <482>?", "<482>"),
+        ("red<481>blue", "<481>"),
+        ("<482><480>", "<482>"),
+        ("What? <481>", "<481>"),
+        ("One\n<480>\ntwo <480>", "<480>"),
+    ],
+)
+def test_a_token_without_a_row_is_named_and_left_out(with_more_tokens, run, prompt, named):
+    words = shlex.split(run.format(with_more_tokens))
+    refusal = attempt([*words[:-1], prompt])
+    assert_gave(refusal, DIRECTORIES["a token without a row"])
+    assert f"the token {named} has no row" in refusal.message
+    left = re.sub(r"<\d+>", "", prompt)
+    assert attempt([*words[:-1], left or "What?"]).code == 0
+
+
+def test_a_token_without_a_row_in_the_system_prompt_is_named(with_more_tokens, run):
+    words = shlex.split(run.format(with_more_tokens))
+    refusal = attempt([*words, "--system", "See <481>."])
     assert_gave(refusal, DIRECTORIES["a token without a row"])
     assert attempt(words).code == 0
 

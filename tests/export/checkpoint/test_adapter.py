@@ -275,6 +275,13 @@ def test_adapter_without_its_model_is_refused(
         lambda key: f"module.{key}",
         lambda key: f"module._orig_mod.{key}",
         lambda key: key.replace("layers.0.", "layers.0._orig_mod."),
+        lambda key: f"module.base_model.model.{key}",
+        lambda key: f"module.module.{key}",
+        lambda key: f"_forward_module.{key}",
+        lambda key: f"_fsdp_wrapped_module.{key}",
+        lambda key: key.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
+        lambda key: key.replace("mlp.", "mlp._checkpoint_wrapped_module."),
+        lambda key: f"module.{key}" if "layers.1." in key else key,
     ],
 )
 def test_prefixes_of_trainers_are_taken_off(tiny: Path, wrap: Callable[[str], str]) -> None:

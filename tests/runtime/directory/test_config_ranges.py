@@ -27,7 +27,7 @@ def config(**changes: Any) -> dict[str, Any]:
         *parts, name = key.split("__")
         place = content
         for part in parts:
-            place = place[part]
+            place = place.setdefault(part, {})
         place[name] = value
     return content
 
@@ -45,6 +45,17 @@ def test_every_preset_is_in_range(preset: str) -> None:
         {"text_config__eos_token_id": [2, 7]},
         {"text_config__pad_token_id": -1},
         {"vision_feature_layer": [-3, 2]},
+        {"text_config__rope_scaling": None},
+        {"text_config__rope_scaling": {}},
+        {"text_config__rope_scaling": {"type": "linear", "factor": 4}},
+        {
+            "text_config__rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 2.5,
+                "attention_factor": None,
+            }
+        },
+        {"text_config__rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
         {
             "vision_config__model_type": "internvl_vision",
             "vision_config__image_size": [56, 56],
@@ -67,6 +78,18 @@ def test_what_models_have_is_accepted(changes: dict[str, Any]) -> None:
         ("text_config__num_hidden_layers", 10**12),
         ("text_config__rms_norm_eps", float("nan")),
         ("text_config__rope_theta", -1.0),
+        ("text_config__rope_parameters__rope_theta", 0),
+        ("text_config__rope_parameters__rope_theta", "10000"),
+        ("text_config__rope_parameters__full_attention__rope_theta", -1.0),
+        ("text_config__rope_scaling", "linear"),
+        ("text_config__rope_scaling", [4.0]),
+        ("text_config__rope_scaling__factor", "4"),
+        ("text_config__rope_scaling__factor", 0),
+        ("text_config__rope_scaling__factor", -2.0),
+        ("text_config__rope_scaling__factor", float("inf")),
+        ("text_config__rope_scaling__factor", True),
+        ("text_config__rope_scaling__low_freq_factor", float("nan")),
+        ("text_config__rope_scaling__original_max_position_embeddings", -64),
         ("text_config__eos_token_id", 480),
         ("text_config__eos_token_id", [2, "</s>"]),
         ("text_config__model_type", 7),
