@@ -267,6 +267,9 @@ ELSEWHERE: Mapping[str, str] = {
     "export/planning/room.py::check_room::_fitting(min(needed + _ANSWER, longest), needed, pruned)": "tests/export/planning/test_room.py",
     "export/checkpoint/source.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
     "runtime/generation/kept_tokens.py::_count::'leave --keep out'": "tests/end_to_end/test_inside_the_llm.py",
+    "export/checkpoint/source.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)": "tests/export/checkpoint/test_source.py",
+    "export/checkpoint/source.py::resolve_model::_nearest(model)": "tests/export/checkpoint/test_source.py",
+    "export/checkpoint/source.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'": "tests/export/checkpoint/test_source.py",
 }
 
 # What cannot be done where tests run, by what it takes.
@@ -315,12 +318,9 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
     "the network: a model hub, or the package of somebody else": (
         "configs/__init__.py::load_preset::None if guess is None else f'--model {guess} if that was meant'",
         "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)",
         "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
         "export/checkpoint/source.py::_hub_error::_nearest(model_id)",
-        "export/checkpoint/source.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'",
         "export/checkpoint/source.py::_hub_error::fix",
-        "export/checkpoint/source.py::resolve_model::_nearest(model)",
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
         "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_damaged_part_is_removed_and_written_again(places, tmp_path):
 
 
 def test_several_workers_are_left_out(places, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     refusal = attempt(batch(places, "plain", tmp_path / "out", "--workers 2"))
     assert refusal.fix.endswith("or leave --workers and --address out")
     assert attempt(batch(places, "plain", tmp_path / "out")).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -374,3 +375,50 @@ def test_hub_out_of_reach_gives_the_download_command(
 def test_id_that_the_hub_does_not_allow_is_an_option_error(hf_home: Path) -> None:
     with pytest.raises(OptionError, match="org/na--me"):
         resolve_model("org/na--me")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_download_command_of_the_error_brings_the_model(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    constants = huggingface_hub.constants
+    reachable = constants.ENDPOINT
+    if offline:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        point_at(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError) as caught:
+        resolve_model("org/good")
+    point_at(monkeypatch, reachable)
+    words = shlex.split(str(caught.value.fix))
+    if offline:
+        assert words.pop(0) == "HF_HUB_OFFLINE=0"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    run_hf(words, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    Checkpoint.open(resolve_model("org/good").path).validate()
+
+
+def run_hf(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command ``hf`` in this process, whose hub is the one on this machine."""
+    from huggingface_hub.cli.hf import main
+
+    monkeypatch.setattr(sys, "argv", words)
+    with contextlib.suppress(SystemExit):
+        main()
+
+
+def test_the_preset_that_was_meant_is_taken(hf_home: Path, tiny: Path) -> None:
+    write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
+    with pytest.raises(OptionError) as caught:
+        resolve_model("lava-1.5-7b")
+    option, name, *_ = shlex.split(str(caught.value.fix))
+    assert option == "--model"
+    assert resolve_model(name).revision == COMMIT
+
+
+def test_a_revision_that_the_hub_has_is_taken(hub: Path) -> None:
+    with pytest.raises(CheckpointError, match="no revision") as caught:
+        resolve_model("org/good", "nonesuch")
+    assert str(caught.value.fix).startswith("take a branch, tag or commit")
+    assert resolve_model("org/good", "main").revision == COMMIT
