@@ -308,7 +308,7 @@ def no_eos(tiny: Path) -> None:
         (broken_template, ["chat template is not valid jinja", "line 1"]),
         (blind_template, ["does not write one image placeholder '<image>'"]),
         (broken_tokenizer, ["no tokenizer that can be used", "tokenizer.json"]),
-        (other_tokenizer, ["image placeholder"]),
+        (other_tokenizer, ["image_token_index", "470 (<image>)", "set image_token_index to 470"]),
         (no_eos, ["does not say which token ends an answer", '"</s>"']),
     ],
 )
