@@ -44,10 +44,10 @@ demo: $(STAMP)
 	@$(BIN)/python demo/demo.py
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) -n auto --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -n auto --dist loadfile --no-loadscope-reorder
 
 coverage: $(STAMP)
-	$(BIN)/python -m pytest --cov -n auto --dist loadfile
+	$(BIN)/python -m pytest --cov -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,19 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 PACKAGE_FOLDERS = ("configs", "export", "plugins", "runtime")
+
+
+# What takes long with few tests would come last, and one worker wait for the other.
+LONG_FILES = (
+    "packaging/test_python310.py",
+    "readme/test_readme_commands.py",
+    "runtime/serving/batch/test_cluster.py",
+    "benchmarks/test_gpu_day.py",
+    "models/test_train.py",
+)
 
 
 def _share_cores() -> None:
@@ -61,6 +73,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A shared two-core machine stalls now and then: time says nothing about correctness here.
 settings.register_profile("divprune", deadline=None, print_blob=True)
 settings.load_profile("divprune")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order in which workers take them: the long ones, then by number of tests."""
+    counts = Counter(item.path for item in items)
+    long = {TESTS / name: place for place, name in enumerate(LONG_FILES)}
+    assert all(path.exists() for path in long), "LONG_FILES names a file that is gone"
+    items.sort(key=lambda item: (long.get(item.path, len(long)), -counts[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)

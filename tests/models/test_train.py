@@ -18,6 +18,8 @@ def _train(root, work, output, *options):
         "-m",
         "models.small_scenes.train",
         "--smoke",
+        "--threads",
+        "1",
         "--work",
         str(work),
         "--output",
