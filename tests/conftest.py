@@ -75,6 +75,17 @@ settings.register_profile("divprune", deadline=None, print_blob=True)
 settings.load_profile("divprune")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import all test modules without the garbage collector: none of that is garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in the order in which workers take them: the long ones, then by number of tests."""
     counts = Counter(item.path for item in items)
