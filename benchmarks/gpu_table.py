@@ -32,6 +32,8 @@ _KERNEL += ("torch, running maximum, µs", "faster by", "best other launch")
 _GRAM = ("N", "K", "Gram matrix", "time, µs", "largest error", "reference's order")
 _TRANSFORMERS = ("transformers", "prompt", "vision", "selection", "prefill", "TTFT", "a token")
 _RUNTIME = ("ONNX Runtime", "keep", "prompt", "vision", "prefill", "TTFT", "a token")
+_BLOCKS = ("N", "K", "blocks x tokens a thread x threads", "µs", "a step, µs", "reference's order")
+_FEATURES = ("N", "K, features", "error, of the bound", "by", "µs")
 _CHECKS = ("check", "result")
 _BASIC = """\
 ONNX Runtime ran at the graph optimisation level BASIC, on the CPU too, to get around a fusion that
@@ -82,6 +84,12 @@ def _tables(report: dict) -> Iterator[str]:
         yield to_markdown(Table(_KERNEL, tuple(_kernel_row(*item) for item in shapes.items())))
         yield "### The Gram matrix\n"
         yield to_markdown(Table(_GRAM, tuple(r for i in shapes.items() for r in _gram_rows(*i))))
+    if rows := list(_block_rows(report.get("many_blocks", {}))):
+        yield "### Several blocks\n"
+        yield to_markdown(Table(_BLOCKS, tuple(rows)))
+    if rows := list(_feature_rows(report.get("many_features", {}))):
+        yield "### From float16 features\n"
+        yield to_markdown(Table(_FEATURES, tuple(rows)))
     if rows := [_transformers_row(k, r) for k, r in _kept(report.get("llava", {}))]:
         yield f"### transformers, {report['llava']['shape']} shape, random weights, ms\n"
         yield to_markdown(Table(_TRANSFORMERS, tuple(rows)))
@@ -123,6 +131,27 @@ def _gram_rows(key: str, row: dict) -> Iterator[tuple[str, ...]]:
             yield tokens, kept, name, f"{made['p50_us']:,.1f}", error, same
 
 
+def _block_rows(step: dict) -> Iterator[tuple[str, ...]]:
+    for key, launches in step.items():
+        if "/" in key:
+            for name, row in launches.items():
+                right = "yes" if row["right"] else "no"
+                times = f"{row['p50_us']:,.1f}", f"{row['us_per_step']:.2f}"
+                yield *key.split("/"), name, *times, right
+
+
+def _feature_rows(step: dict) -> Iterator[tuple[str, ...]]:
+    for key, row in step.items():
+        if "/" in key:
+            tokens, _, kept = key.partition("/")
+            error = f"{row['error_of_bound']:.2f}"
+            timed = {name: each for name, each in row.items() if isinstance(each, dict)}
+            for name, each in timed.items():
+                yield tokens, kept, error, name, f"{each['p50_us']:,.1f}"
+            if not timed:
+                yield tokens, kept, error, "-", "-"
+
+
 def _kept(step: dict) -> list[tuple[str, dict]]:
     """Rows of a step that are named for the fraction kept."""
     return [(k, row) for k, row in step.items() if k.startswith("keep ") and "ttft" in row]
@@ -155,6 +184,11 @@ def _checks(report: dict) -> Iterator[tuple[str, str]]:
             f"indices of the kernel, {order['cases']} cases up to N = {order['last'][0]}",
             "all those of the reference" if wrong == 0 else f"{wrong} wrong: {order['wrong']}",
         )
+    for key in ("many_blocks", "many_features"):
+        if (step := report.get(key)) and "cases" in step:
+            wrong = len(step["wrong"])
+            said = "all those of the reference" if wrong == 0 else f"{wrong} wrong: {step['wrong']}"
+            yield f"order and cover, {key.replace('_', ' ')}, {step['cases']} cases", said
     if device := report.get("device"):
         yield "buffers, streams, recorded step, 2-D copies", device.get("all", "failed")
     for key, step in report.items():

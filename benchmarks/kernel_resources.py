@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 
 from divprune.plugins.node import MAX_TOKENS, plan_launch
-from divprune.plugins.ptx import PTX_FILE, read_ptx
+from divprune.plugins.ptx import CLUSTER, GRID, HALF_GRAM, PTX_FILE, KernelFile, read_ptx
 from divprune.runtime.cli.main_guard import run_guarded
 from divprune.runtime.errors import BackendError
 
@@ -25,6 +25,7 @@ __all__ = ["main", "measure", "parse"]
 
 RESULTS = Path(__file__).parent / "results"
 CAPABILITIES = ("80", "86", "87", "89", "90", "110", "120")
+MANY = (HALF_GRAM, GRID, CLUSTER)
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<entry>\w+)' for 'sm_\d+'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
@@ -56,6 +57,7 @@ def measure() -> dict:
         "ptxas": _VERSION.findall(version.stdout)[-1],
         "ptx_sha256": hashlib.sha256(read_ptx().encode()).hexdigest(),
         "rows": [row for capability in CAPABILITIES for row in _compile(ptxas, capability)],
+        "many": {file.ptx.name: _compile_many(ptxas, file) for file in MANY},
     }
 
 
@@ -75,17 +77,37 @@ def parse(report: str, capability: str) -> list[dict]:
                 "spill_bytes": int(found["stores"]) + int(found["loads"]),
             }
         )
-    return sorted(rows, key=lambda row: int(row["entry"].rpartition("_")[2]))
+    return sorted(rows, key=lambda row: _number(row["entry"]))
 
 
-def _compile(ptxas: str, capability: str) -> list[dict]:
-    command = [ptxas, f"-arch=sm_{capability}", "-v", PTX_FILE, "-o", "/dev/null"]
+def _number(entry: str) -> int:
+    """Tokens a thread, where the name ends in them."""
+    number = entry.rpartition("_")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _compile_many(ptxas: str, file: KernelFile) -> dict:
+    """The kernels for many tokens, on every capability that the file is for."""
+    oldest = int(file.architecture.rpartition("_")[2])
+    capabilities = [each for each in CAPABILITIES if int(each) >= oldest]
+    return {
+        "ptx_sha256": hashlib.sha256(read_ptx(file.ptx).encode()).hexdigest(),
+        "rows": [row for each in capabilities for row in _ask(ptxas, each, file.ptx)],
+    }
+
+
+def _ask(ptxas: str, capability: str, ptx: Path) -> list[dict]:
+    command = [ptxas, f"-arch=sm_{capability}", "-v", ptx, "-o", "/dev/null"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BackendError(
-            f"ptxas does not compile the kernel for sm_{capability}", found=done.stderr.strip()
+            f"ptxas does not compile {ptx.name} for sm_{capability}", found=done.stderr.strip()
         )
-    rows = parse(done.stdout + done.stderr, capability)
+    return parse(done.stdout + done.stderr, capability)
+
+
+def _compile(ptxas: str, capability: str) -> list[dict]:
+    rows = _ask(ptxas, capability, PTX_FILE)
     expected = {plan_launch(tokens, 1).entry for tokens in range(1, MAX_TOKENS + 1)}
     assert {row["entry"] for row in rows} == expected
     return rows

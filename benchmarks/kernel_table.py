@@ -43,7 +43,7 @@ def render(folder: Path) -> str:
     """The text of kernel.md for the reports of a folder."""
     reports = [_read(path) for path in sorted(folder.glob("kernel-latency-*.json"))]
     resources = folder / "kernel-resources.json"
-    return f"{_TITLE}\n{_latency(reports)}{_resources(_read(resources))}"
+    return f"{_TITLE}\n{_latency(reports)}{_resources(_read(resources))}{_many(_read(resources))}"
 
 
 def _read(path: Path) -> dict:
@@ -100,6 +100,27 @@ def _resources(report: dict) -> str:
         "not run. Registers a thread by compute capability, of the 64 that 1024 threads leave\n"
         f"each. Every entry: {said}.\n\n"
         f"{to_markdown(Table(header, tuple(rows)))}"
+    )
+
+
+def _many(report: dict) -> str:
+    """Registers, shared memory and spilled bytes of the kernels for many tokens."""
+    rows: dict[str, dict[str, str]] = {}
+    capabilities = list(dict.fromkeys(row["capability"] for row in report["rows"]))
+    for file in report["many"].values():
+        for row in file["rows"]:
+            spilled = f" ({row['spill_bytes']})" if row["spill_bytes"] else ""
+            name = f"{row['entry']}, {row['shared_bytes']} bytes"
+            rows.setdefault(name, {})[row["capability"]] = f"{row['registers']}{spilled}"
+    header = ("entry, shared memory", *(f"{each[:-1]}.{each[-1]}" for each in capabilities))
+    lines = [
+        (name, *(found.get(each, "-") for each in capabilities)) for name, found in rows.items()
+    ]
+    return (
+        "\n## Resources of the kernels for many tokens\n\n"
+        "Compiled, not run. Registers a thread; in brackets the bytes a thread spills and reads\n"
+        "back. half_gram is held to 128 registers, so that two blocks of 256 threads fit.\n\n"
+        f"{to_markdown(Table(header, tuple(lines)))}"
     )
 
 

@@ -1,4 +1,7 @@
-"""Compile a kernel to PTX: ``python -m divprune.plugins.compile_ptx [--source FILE] [--check]``."""
+"""Compile kernels to PTX: ``python -m divprune.plugins.compile_ptx [--source FILE] [--check]``.
+
+Without a source, all kernels of this folder.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import shlex
 from pathlib import Path
 
 from divprune.plugins.nvrtc import Nvrtc
-from divprune.plugins.ptx import SOURCE_FILE, source_hash
+from divprune.plugins.ptx import SHIPPED, SOURCE_FILE, read_source, source_hash
 from divprune.runtime.cli.main_guard import add_common_options, configure_logging, run_guarded
 from divprune.runtime.errors import BackendError
 
@@ -39,32 +42,43 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m divprune.plugins.compile_ptx",
         description="Compile a kernel to PTX with NVRTC 12.6.",
     )
-    parser.add_argument("--source", type=Path, default=SOURCE_FILE, help="default: %(default)s")
+    parser.add_argument("--source", type=Path, help="default: every kernel of divprune/plugins")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; fail unless the file is up to date"
     )
-    parser.add_argument("--output", type=Path, help="default: beside the source")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"default: beside the source; without --source that of {SOURCE_FILE.name}",
+    )
     add_common_options(parser)
     arguments = parser.parse_args(argv)
     configure_logging(verbose=arguments.verbose, quiet=arguments.quiet)
-    source = arguments.source
-    output = arguments.output or source.with_suffix(".ptx")
-    return run_guarded(lambda: _run(source, output, check=arguments.check))
+    return run_guarded(lambda: _run(arguments.source, arguments.output, check=arguments.check))
 
 
-def _run(source: Path, output: Path, *, check: bool) -> int:
-    ptx = compile_ptx(source.read_bytes(), name=source.name)
+def _run(source: Path | None, output: Path | None, *, check: bool) -> int:
+    if source is None and output is None:
+        for each in SHIPPED:
+            _compile(each.source, each.ptx, each.architecture, check=check)
+        return 0
+    source = source or SOURCE_FILE
+    _compile(source, output or source.with_suffix(".ptx"), ARCHITECTURE, check=check)
+    return 0
+
+
+def _compile(source: Path, output: Path, architecture: str, *, check: bool) -> None:
+    ptx = compile_ptx(read_source(source), architecture, source.name)
     if not check:
         _replace(output, ptx)
         _logger.info("wrote %s", output)
     elif not output.exists() or output.read_text(encoding="ascii") != ptx:
+        shipped = output in [each.ptx for each in SHIPPED]
+        options = [] if shipped else ["--source", str(source)]
         raise BackendError(
             f"{output} is not what {source.name} compiles to",
-            fix=shlex.join(
-                ["python", "-m", "divprune.plugins.compile_ptx", "--source", str(source)]
-            ),
+            fix=shlex.join(["python", "-m", "divprune.plugins.compile_ptx", *options]),
         )
-    return 0
 
 
 def _replace(path: Path, text: str) -> None:

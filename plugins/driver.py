@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+from divprune.plugins.many_blocks import MANY_FROM, ManyBlocksKernel, Method, chosen_method
 from divprune.plugins.node import plan_launch
 from divprune.plugins.ptx import read_ptx
 from divprune.runtime.errors import BackendError
@@ -50,12 +51,20 @@ class Driver:
 class GreedyMaxMinKernel:
     """The kernel, loaded into the CUDA context that is current.
 
+    Args:
+        driver: Of CUDA.
+        method: How more than 5120 tokens are shared out; what the environment says by default.
+
     Raises:
         BackendError: if the driver refuses the PTX.
+        OptionError: if the environment names no method.
+        UnsupportedError: if the method needs another GPU.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, method: Method | None = None) -> None:
         self._driver = driver
+        method = method or chosen_method()
+        self._many = None if method == "one" else ManyBlocksKernel(driver, method)
         self._module = ctypes.c_void_p()
         self._entries: dict[str, ctypes.c_void_p] = {}
         driver.call("cuModuleLoadData", ctypes.byref(self._module), read_ptx().encode())
@@ -85,6 +94,12 @@ class GreedyMaxMinKernel:
             stream: The CUDA stream's handle; 0 is the default stream.
         """
         plan = plan_launch(num_tokens, num_kept)
+        if self._many and num_tokens >= MANY_FROM:
+            for image in range(num_images):
+                rows = 4 * image * num_kept
+                places = (gram + 4 * image * num_tokens**2, seed + rows, order + rows, cover + rows)
+                self._many.launch(places, num_tokens, num_kept, stream)
+            return
         values = (
             ctypes.c_uint64(gram),
             ctypes.c_uint64(seed),

@@ -254,7 +254,31 @@ def small() -> None:
         assert runner.order(gram, expected[0], k) == expected, (n, k)
     if DEVICE != "cpu":
         _reductions(runner)
+        _many()
     save("kernel_small", all="right")
+
+
+def _many() -> None:
+    """The kernels for many tokens; a rehearsal has them in ``many_steps``."""
+    from benchmarks.gpu_day.many_steps import open_driver, similar_features
+    from divprune.export.selection.divprune import Gram, choose_max_min, similarity
+    from divprune.plugins.feature_selection import exact_similarity
+    from divprune.plugins.many_blocks import plan_blocks
+    from tests.plugins.many_runner import ManyRunner
+
+    runner = ManyRunner(open_driver())
+    for n, k in ((5, 5), (300, 20), (1030, 9)):
+        gram = similarity(np.random.default_rng(n).standard_normal((n, 16), np.float32))
+        expected = choose_max_min(Gram(gram), k).order
+        for method in runner.methods:
+            plan = plan_blocks(n, k, method)
+            found, _ = runner.choose(gram, int(expected[0]), k, method, plan)
+            assert found == expected.tolist(), (n, k, method)
+    features = similar_features("near", 150, 64)
+    expected = choose_max_min(Gram(exact_similarity(features)), 40).order.tolist()
+    for method in runner.methods:
+        plan = plan_blocks(150, 40, method)
+        assert runner.select(features, 40, method, plan)[0] == expected, method
 
 
 def _reductions(runner) -> None:

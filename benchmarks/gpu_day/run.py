@@ -30,12 +30,14 @@ PACKAGES = "torch transformers onnx onnx-ir onnxscript onnxruntime onnxruntime-g
 PACKAGES += " tokenizers safetensors numpy tensorrt tensorrt-rtx-cu13 pytest divprune-edge"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 GPU_TESTS = ("tests/plugins/test_kernel.py", "tests/plugins/test_kernel_benchmarks.py")
+GPU_TESTS += ("tests/plugins/test_many_blocks.py", "tests/plugins/test_feature_selection.py")
 GPU_TESTS += ("tests/runtime/backends/cuda", "tests/runtime/backends/tensorrt/test_cache.py")
 # Name, seconds at most, module and function (or tool), arguments of the function.
 STEPS: dict[str, tuple[int, str, list[str]]] = {
     "facts": (20, "run.facts", []),
     "kernel_order": (60, "kernel_steps.order", []),
     "kernel_latency": (75, "kernel_steps.latency", []),
+    "many_blocks": (90, "many_steps.many_blocks", []),
     "device": (30, "device_step.device", []),
     "sanitizer": (120, "run.sanitizer", []),
     "pytest": (90, "run.gpu_tests", []),

@@ -275,7 +275,9 @@ ELSEWHERE: Mapping[str, str] = {
 # What cannot be done where tests run, by what it takes.
 NOT_HERE: Mapping[str, tuple[str, ...]] = {
     "a GPU, its driver, TensorRT or another machine": (
-        "plugins/compile_ptx.py::_run::shlex.join(['python', '-m', 'divprune.plugins.compile_ptx', '--source', str(source)])",
+        "plugins/compile_ptx.py::_compile::shlex.join(['python', '-m', 'divprune.plugins.compile_ptx', *options])",
+        "plugins/feature_selection.py::FeatureSelection.launch::'compute the similarities in float32'",
+        "plugins/many_blocks.py::open_module::f'{VARIABLE}=grid'",
         "plugins/driver.py::Driver.call::fix",
         "plugins/driver.py::_load_library::'run on a machine with an NVIDIA GPU and its driver'",
         "plugins/node.py::plan_launch::'build from vision/model.onnx, which selects with an ONNX Loop'",

@@ -40,6 +40,8 @@ def test_every_step_ends_well_and_writes_what_it_found(report):
     assert report["kernel_order"]["cases"] == 18
     assert report["kernel_order"]["wrong"] == []
     assert report["kernel_latency"]["64/8"]["indices_equal_reference"]
+    for name, cases in (("many_blocks", 18), ("many_features", 12)):
+        assert (report[name]["cases"], report[name]["wrong"]) == (cases, [])
     assert report["kernel_small"]["all"] == report["device"]["all"] == "right"
     assert report["int4"]["cpu"]["relative_distance_max"] < 0.03
     for name in ("ort_llava-tiny", "ort_llava-tiny-int4"):
@@ -56,6 +58,8 @@ def test_the_table_takes_what_was_written(report, tmp_path):
     text = render(tmp_path)
     assert "## no GPU" in text
     assert "| 64 | 8 |" in text
+    assert "| 66 | 12 | cluster, 2 x 1 x 64 |" in text
+    assert "order and cover, many features, 12 cases | all those" in text
     assert "int4 on cpu: largest distance" in text
     assert "keep 0.1, our kernel" in text
 

@@ -14,7 +14,7 @@ import tomllib
 from packaging.requirements import Requirement
 
 FOLDERS = ("configs", "export", "plugins", "runtime")
-SUFFIXES = {".py", ".yaml", ".html", ".typed", ".cu", ".ptx"}
+SUFFIXES = {".py", ".yaml", ".html", ".typed", ".cu", ".cuh", ".ptx"}
 EXPORT_ONLY = {"torch", "transformers", "optimum", "onnx", "onnx-ir", "onnxscript"}
 
 

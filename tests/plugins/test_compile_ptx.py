@@ -12,7 +12,15 @@ from divprune.plugins import nvrtc
 from divprune.plugins.compile_ptx import compile_ptx, main
 from divprune.plugins.node import MAX_TOKENS, plan_launch
 from divprune.plugins.nvrtc import Nvrtc
-from divprune.plugins.ptx import SOURCE_FILE, read_ptx, source_hash, stated_source_hash
+from divprune.plugins.ptx import (
+    SHIPPED,
+    SOURCE_FILE,
+    KernelFile,
+    read_ptx,
+    read_source,
+    source_hash,
+    stated_source_hash,
+)
 from divprune.runtime.errors import BackendError
 
 ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)", re.DOTALL)
@@ -58,8 +66,18 @@ def test_shipped_ptx_takes_no_memory_but_static_shared_memory() -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_shipped_ptx_is_what_the_source_compiles_to() -> None:
-    assert compile_ptx(SOURCE_FILE.read_bytes()) == read_ptx()
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.ptx.stem)
+def test_shipped_ptx_is_what_the_source_compiles_to(file: KernelFile) -> None:
+    source = read_source(file.source)
+    ptx = compile_ptx(source, file.architecture, file.source.name)
+    assert ptx == read_ptx(file.ptx)
+    assert stated_source_hash(ptx) == source_hash(source)
+    assert ".version 8.5" in ptx.splitlines()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_command_without_options_checks_every_kernel() -> None:
+    assert main(["--check"]) == 0
 
 
 @pytest.mark.usefixtures("compiler")

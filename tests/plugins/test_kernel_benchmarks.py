@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.generated_table import RESULTS
-from benchmarks.kernel_resources import CAPABILITIES, measure, parse
+from benchmarks.kernel_resources import CAPABILITIES, MANY, measure, parse
 from benchmarks.kernel_table import main, render
 from divprune.plugins.ptx import read_ptx
 from tests.plugins.matrices import matrix
@@ -58,6 +58,10 @@ def test_committed_resources_are_those_of_the_shipped_ptx_and_nothing_spills() -
     report = json.loads((RESULTS / "kernel-resources.json").read_text())
     assert report["ptx_sha256"] == hashlib.sha256(read_ptx().encode()).hexdigest()
     assert len(report["rows"]) == 10 * len(CAPABILITIES)
+    for file in MANY:
+        many = report["many"][file.ptx.name]
+        assert many["ptx_sha256"] == hashlib.sha256(read_ptx(file.ptx).encode()).hexdigest()
+        assert max(row["registers"] for row in many["rows"]) <= 128
     for row in report["rows"]:
         assert row["spill_bytes"] == row["stack_bytes"] == 0, row
         assert row["registers"] <= 64, row
