@@ -129,7 +129,12 @@ class Handout:
 
     def _feed(self, worker: _Worker) -> None:
         while worker.loading is None and len(worker.chunks) < _AHEAD and self._has_rows():
-            chunk = self._again.popleft()
+            chunk = self._again[0]
+            # Beside another, it would be blamed for its death: an answer that a worker gave just
+            # before it died may not have come back.
+            if worker.chunks and (chunk.deaths or worker.chunks[-1][1].deaths):
+                return
+            self._again.popleft()
             worker.chunks.append((worker.actor.answer_all.remote(list(chunk.rows)), chunk))
 
     def _collect(self, worker: _Worker) -> None:
