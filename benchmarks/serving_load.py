@@ -226,8 +226,8 @@ def terminate_under_load(server: Server, pictures: dict[str, bytes], tally: Tall
         outcome = ""
         while outcome not in ("told to go", "not let in"):
             key = (dice.choice(sorted(pictures)), dice.choice(QUESTIONS))
-            sent = time.monotonic()
-            outcome, text = last_ask(server, pictures[key[0]], key[1], dice.random() < 0.5)
+            body = body_of(pictures[key[0]], key[1], dice.random() < 0.5)
+            outcome, text, sent = last_ask(server, body)
             # The server had answered a later request before it was told to go.
             lost = outcome == "not let in" and sent < asked_at
             got["lost" if lost else outcome] += 1
@@ -259,22 +259,26 @@ def terminate_under_load(server: Server, pictures: dict[str, bytes], tally: Tall
     }
 
 
-def last_ask(server: Server, picture: bytes, question: str, stream: bool) -> tuple[str, str]:
-    """What became of a request to a server that may be going, and its answer."""
+def last_ask(server: Server, body: bytes) -> tuple[str, str, float]:
+    """What became of a request to a server that may be going, its answer, when it was sent."""
+    sent = float("inf")
     try:
-        response = server.post(body_of(picture, question, stream))
+        connection = server.send(body)
+        sent = time.monotonic()
+        response = connection.getresponse()
     except (OSError, http.client.HTTPException):
-        return "not let in", ""  # no byte of an answer came
+        return "not let in", "", sent  # no byte of an answer came
+    stream = json.loads(body).get("stream", False)
     try:
         if response.status == 200:
-            return "complete", read_answer(response, stream)[0]
+            return "complete", read_answer(response, stream)[0], sent
         told = json.loads(response.read())["error"]["code"]
     except (OSError, http.client.HTTPException, AssertionError, ValueError, KeyError) as error:
-        return f"broken off: {type(error).__name__}", ""
+        return f"broken off: {type(error).__name__}", "", sent
     if response.status == 503:
-        return "told to go", ""
+        return "told to go", "", sent
     time.sleep(0.01)
-    return f"{response.status} {told}", ""
+    return f"{response.status} {told}", "", sent
 
 
 def load_test(engine_dir: Path, pictures: dict[str, bytes], *, clients: int, requests: int,

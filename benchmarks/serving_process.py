@@ -47,9 +47,13 @@ class Server:
 
     def post(self, body: bytes) -> http.client.HTTPResponse:
         """The response to a chat request; its body is not read yet."""
+        return self.send(body).getresponse()
+
+    def send(self, body: bytes) -> http.client.HTTPConnection:
+        """The connection over which a chat request has been sent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         connection.request("POST", "/v1/chat/completions", body)
-        return connection.getresponse()
+        return connection
 
     def metrics(self) -> dict[str, float]:
         """What ``/metrics`` says, by name and label."""

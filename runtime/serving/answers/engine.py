@@ -50,8 +50,9 @@ class Engine:
 
     @property
     def running(self) -> bool:
-        """An answer is being made."""
-        return self._current is not None
+        """An answer is being made; one that its client may have in full by now is not."""
+        job = self._current
+        return job is not None and not job.finished
 
     @property
     def alive(self) -> bool:
