@@ -1,10 +1,14 @@
-"""What a second question about the same picture costs, beside the first.
+r"""What a second question about the same picture costs, beside the first.
 
-    python benchmarks/conversation.py ENGINE_DIR [--keep 1.0] [--rounds 7] [--output FILE.json]
+    python benchmarks/conversation.py ENGINE_DIR [--keep 1.0] [--rounds 7] [--output FILE.json] \
+        [--second "what is in it?"]
 
 Each round asks a first question about a picture that nothing is known of, then a second one in the
 same conversation, and the same conversation anew without the cache. Times are those of one
 process, taken by turns; the ratio is that of each round.
+
+The tokenizer of a checkpoint with random weights knows few words and spells the others: a second
+question of its words has as few tokens as a trained tokenizer makes of the default one.
 """
 
 from __future__ import annotations
@@ -36,13 +40,13 @@ def ask(pipeline: Pipeline, messages: list, **options) -> dict:
     }
 
 
-def one_round(pipeline: Pipeline, picture, keep: float | None) -> dict:
+def one_round(pipeline: Pipeline, picture, keep: float | None, question: str) -> dict:
     asked = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTIONS[0]}]
     messages = [{"role": "user", "content": asked}]
     first = ask(pipeline, messages, keep=keep, reuse=False)
     messages += [
         {"role": "assistant", "content": first["text"] or "nothing"},
-        {"role": "user", "content": QUESTIONS[1]},
+        {"role": "user", "content": question},
     ]
     second = ask(pipeline, messages, keep=keep)
     anew = ask(pipeline, messages, keep=keep, reuse=False)
@@ -61,12 +65,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--keep", type=float, help="default: the one of the export")
+    parser.add_argument("--second", default=QUESTIONS[1], help="question (default: %(default)s)")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
     pipeline = Pipeline.from_dir(arguments.engine_dir, threads=arguments.threads)
     picture = load_image(str(PICTURE))
-    one_round(pipeline, picture, arguments.keep)  # warms up
-    rounds = [one_round(pipeline, picture, arguments.keep) for _ in range(arguments.rounds)]
+    options = picture, arguments.keep, arguments.second
+    one_round(pipeline, *options)  # warms up
+    rounds = [one_round(pipeline, *options) for _ in range(arguments.rounds)]
     report = {
         "kind": "conversation",
         "engine": Path(pipeline.manifest.model.id).name,
@@ -75,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         "version": __version__,
         "keep": arguments.keep or pipeline.manifest.selector.keep,
         "rounds": len(rounds),
+        "second_question": arguments.second,
         "prefilled": {name: rounds[0][name]["prefilled"] for name in ("first", "second", "anew")},
         "ttft_ms": {
             name: spread([each[name]["ttft_ms"] for each in rounds])

@@ -13,8 +13,10 @@ def test_a_second_question_reads_fewer_rows_than_a_fresh_run_and_the_report_says
     engine_dir, tmp_path
 ):
     output = tmp_path / "conversation.json"
-    assert main([str(engine_dir), "--rounds", "2", "--threads", "1", "--output", str(output)]) == 0
+    words = [str(engine_dir), "--rounds", "2", "--threads", "1", "--second", "why?"]
+    assert main([*words, "--output", str(output)]) == 0
     report = json.loads(output.read_text())
+    assert report["second_question"] == "why?"
     rows = report["prefilled"]
     assert rows["first"] < rows["anew"]
     assert rows["second"] < rows["anew"]
