@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 from divprune.plugins.many_blocks import MANY_FROM, ManyBlocksKernel, Method, chosen_method
+from divprune.plugins.module import Module, Value
 from divprune.plugins.node import plan_launch
 from divprune.plugins.ptx import read_ptx
 from divprune.runtime.errors import BackendError
@@ -62,12 +63,9 @@ class GreedyMaxMinKernel:
     """
 
     def __init__(self, driver: Driver, method: Method | None = None) -> None:
-        self._driver = driver
         method = method or chosen_method()
         self._many = None if method == "one" else ManyBlocksKernel(driver, method)
-        self._module = ctypes.c_void_p()
-        self._entries: dict[str, ctypes.c_void_p] = {}
-        driver.call("cuModuleLoadData", ctypes.byref(self._module), read_ptx().encode())
+        self._module = Module(driver, read_ptx())
 
     def launch(
         self,
@@ -100,28 +98,15 @@ class GreedyMaxMinKernel:
                 places = (gram + 4 * image * num_tokens**2, seed + rows, order + rows, cover + rows)
                 self._many.launch(places, num_tokens, num_kept, stream)
             return
-        values = (
+        values: list[Value] = [
             ctypes.c_uint64(gram),
             ctypes.c_uint64(seed),
             ctypes.c_int32(num_tokens),
             ctypes.c_int32(num_kept),
             ctypes.c_uint64(order),
             ctypes.c_uint64(cover),
-        )
-        addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        grid, block = (num_images, 1, 1), (plan.threads, 1, 1)
-        handle = ctypes.c_void_p(stream)
-        entry = self._entry(plan.entry)
-        self._driver.call("cuLaunchKernel", entry, *grid, *block, 0, handle, addresses, None)
-
-    def _entry(self, name: str) -> ctypes.c_void_p:
-        if name not in self._entries:
-            entry = ctypes.c_void_p()
-            self._driver.call(
-                "cuModuleGetFunction", ctypes.byref(entry), self._module, name.encode()
-            )
-            self._entries[name] = entry
-        return self._entries[name]
+        ]
+        self._module.launch(plan.entry, num_images, plan.threads, values, stream)
 
 
 def _load_library() -> ctypes.CDLL:

@@ -28,7 +28,7 @@ from divprune.plugins.many_blocks import (
     plan_blocks,
 )
 from divprune.plugins.module import Module, Value
-from divprune.plugins.ptx import HALF_GRAM
+from divprune.plugins.ptx import HALF_GRAM, read_ptx
 from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class FeatureSelection:
     def __init__(self, driver: Driver, together: Together) -> None:
         self._driver = driver
         self._together: Together = together
-        self._gram = Module(driver, HALF_GRAM.ptx)
+        self._gram = Module(driver, read_ptx(HALF_GRAM.ptx))
         self._greedy = open_module(driver, together)
 
     def launch(

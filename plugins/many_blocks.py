@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from divprune.plugins.module import Module, Value, compute_capability
 from divprune.plugins.node import plan_launch
-from divprune.plugins.ptx import CLUSTER, GRID
+from divprune.plugins.ptx import CLUSTER, GRID, read_ptx
 from divprune.runtime.errors import OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def open_module(driver: Driver, together: Together) -> Module:
         BackendError: if the driver refuses the PTX.
     """
     if together == "grid":
-        return Module(driver, GRID.ptx)
+        return Module(driver, read_ptx(GRID.ptx))
     capability = compute_capability(driver)
     if capability < _CLUSTERS_FROM:
         raise UnsupportedError(
@@ -121,7 +121,7 @@ def open_module(driver: Driver, together: Together) -> Module:
             found="{}.{}".format(*capability),
             fix=f"{VARIABLE}=grid",
         )
-    return Module(driver, CLUSTER.ptx)
+    return Module(driver, read_ptx(CLUSTER.ptx))
 
 
 class ManyBlocksKernel:

@@ -1,12 +1,9 @@
-"""A shipped PTX in a CUDA context, and launches of what it holds."""
+"""PTX in a CUDA context, and launches of what it holds."""
 
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-from divprune.plugins.ptx import read_ptx
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,14 +45,14 @@ class Module:
     """The kernels of one PTX, loaded into the CUDA context that is current.
 
     Raises:
-        BackendError: if the file is missing, or the driver refuses it.
+        BackendError: if the driver refuses it.
     """
 
-    def __init__(self, driver: Driver, ptx: Path) -> None:
+    def __init__(self, driver: Driver, ptx: str) -> None:
         self._driver = driver
         self._handle = ctypes.c_void_p()
         self._entries: dict[str, ctypes.c_void_p] = {}
-        driver.call("cuModuleLoadData", ctypes.byref(self._handle), read_ptx(ptx).encode())
+        driver.call("cuModuleLoadData", ctypes.byref(self._handle), ptx.encode())
 
     def launch(
         self,
