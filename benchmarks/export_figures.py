@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-image-tokens", type=int)
     parser.add_argument("--runs", type=int, default=3, help="runs at each keep; 0: export only")
     seen = parser.add_mutually_exclusive_group()
-    seen.add_argument("--picture", type=_size, default="640x480", metavar="WIDTHxHEIGHT")
+    seen.add_argument("--picture", type=picture_size, default="640x480", metavar="WIDTHxHEIGHT")
     seen.add_argument("--frames", type=int, help="ask about a video of so many, not a picture")
     parser.add_argument("--work", type=Path, help="where checkpoint and engine go (kept)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -151,7 +151,8 @@ def machine() -> dict:
     return {"cpu": cpu, "cores": os.cpu_count(), "load_average_at_end": round(load, 2)}
 
 
-def _size(text: str) -> tuple[int, int]:
+def picture_size(text: str) -> tuple[int, int]:
+    """Width and height of an argument such as ``640x480``."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"expected a size such as 640x480, found {text!r}")

@@ -24,6 +24,9 @@ from typing import Any
 import onnxruntime
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.export_figures import picture_size
 from divprune.runtime import Pipeline, __version__
 from divprune.runtime.cli.main_guard import run_guarded
 
@@ -36,7 +39,7 @@ PROMPT = "What is in the picture?"
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("engine_dir", type=Path)
-    parser.add_argument("--picture", type=_size, default="640x480", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--picture", type=picture_size, default="640x480", metavar="WIDTHxHEIGHT")
     parser.add_argument("--keep", type=float, help="default: the one of the export")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=8)
@@ -44,13 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args(argv)
     return run_guarded(lambda: _report(arguments))
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError("expected WIDTHxHEIGHT, such as 640x480")
-    return int(width), int(height)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["fuse_attention"]
+__all__ = ["fuse_attention", "scalar_of"]
 
 
 def fuse_attention(graph: ir.Graph) -> int:
@@ -85,7 +85,7 @@ def _head_input(node: ir.Node, index: int, width: int) -> tuple[ir.Value, float]
         if (maker := value.producer()) is None:
             return None
         if maker.op_type == "Mul":
-            factor = _scalar(maker.inputs[1])
+            factor = scalar_of(maker.inputs[1])
             if factor is None:
                 return None
             scale *= factor
@@ -99,7 +99,8 @@ def _is_joined(value: ir.Value, width: int) -> bool:
     return value.shape is not None and value.shape.rank() == 3 and value.shape[2] == width
 
 
-def _scalar(value: ir.Value | None) -> float | None:
+def scalar_of(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element is; None for anything else."""
     constant = None if value is None else ir.convenience.get_const_tensor(value)
     return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from divprune.export.vision.attention import scalar_of
+
 if TYPE_CHECKING:
     from onnxscript.rewriter.pattern import RewriteRuleSet
 
@@ -62,10 +64,10 @@ def fuse_norms(model: ir.Model) -> int:
 
     def is_known(context: Any, rows: ir.Value, epsilon: ir.Value, **_: Any) -> bool:
         del context
-        return rows.dtype == ir.DataType.FLOAT and _scalar(epsilon) is not None
+        return rows.dtype == ir.DataType.FLOAT and scalar_of(epsilon) is not None
 
     def fused(op: Any, rows: ir.Value, weight: ir.Value, epsilon: ir.Value) -> Any:
-        return op.SimplifiedLayerNormalization(rows, weight, axis=-1, epsilon=_scalar(epsilon))
+        return op.SimplifiedLayerNormalization(rows, weight, axis=-1, epsilon=scalar_of(epsilon))
 
     return _apply(RewriteRuleSet([RewriteRule(spelled, fused, is_known)]), model)
 
@@ -100,8 +102,3 @@ def _rank(value: ir.Value) -> int | None:
 def _last(value: ir.Value) -> int | None:
     size = None if value.shape is None else value.shape[-1]
     return size if isinstance(size, int) else None
-
-
-def _scalar(value: ir.Value) -> float | None:
-    constant = ir.convenience.get_const_tensor(value)
-    return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
