@@ -169,8 +169,8 @@ def _export(args: argparse.Namespace) -> int:
 def _collector_at_rest() -> Iterator[None]:
     """Import without Python's garbage collector, which then never looks at what was imported.
 
-    Modules are no garbage: looking through them, again and again while they are many and new, is an
-    eighth of what the export of a small model takes.
+    Modules are no garbage: looking through them, again and again while they are many and new, is a
+    good part of what the export of a small model takes.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -115,7 +115,7 @@ def _faster_exports() -> None:
 
     What is alive between two modules is taken out of what Python's garbage collector looks at:
     torch, transformers and thousands of collected tests are over half a million objects that never
-    become garbage, and looking at them took a third of the time of tests that export.
+    become garbage, and looking at them took long in tests that export.
     """
     gc.collect()
     gc.freeze()
