@@ -6,9 +6,12 @@ for a cluster that is not there, for room that no machine has) is found here bef
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -80,6 +83,19 @@ def import_ray() -> ModuleType:
         ) from error
 
 
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whoever handled it: ``ray.init`` takes it and keeps it."""
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        of_python = previous is not None
+        if of_python and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, previous)
+
+
+@_sigterm_kept()
 def answer_on_cluster(
     rows: Iterator[Row],
     options: WorkerOptions,

@@ -334,8 +334,13 @@ def test_replaced_directory_that_a_kill_left_is_removed_once_there_is_a_target(o
 
 
 def test_signal_handlers_are_as_before_afterwards(target: Path):
-    export(target)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with stage_directory(target, force=False):
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_handler_of_the_application_stays(target: Path):

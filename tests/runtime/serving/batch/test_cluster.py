@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,9 +64,11 @@ def expected(engine_dir: Path, table: Path, tmp_path_factory: pytest.TempPathFac
 def test_two_workers_of_a_cluster_give_the_same_answers(
     head: RayHead, engine_dir: Path, table: Path, tmp_path: Path, expected: Any
 ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     code = run(engine_dir, table, tmp_path / "out", "--workers", 2, "--address", head.address)
     assert code == 0
     assert read_answers(tmp_path / "out" / "answers.jsonl") == expected
+    assert signal.getsignal(signal.SIGTERM) is before, "Ray keeps it"
 
 
 @pytest.mark.usefixtures("ray_settings")
