@@ -179,6 +179,11 @@ int cuMemcpyDtoH_v2(void* target, std::uint64_t source, std::size_t size) {
     return kSuccess;
 }
 
+int cuStreamCreate(void** stream, unsigned flags) {
+    *stream = &context;  // any address: everything runs at once
+    return flags == 0 ? kSuccess : kInvalidValue;
+}
+
 int cuStreamSynchronize(void*) { return kSuccess; }
 
 }  // extern "C"
