@@ -18,6 +18,7 @@ from divprune.export.decoder.graph import write_decoder
 from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph
 from divprune.export.graphs.lanes import check_graph
 from divprune.export.graphs.progress import Progress
+from divprune.export.output.cuda_graphs import write_cuda_graphs
 from divprune.export.output.host_files import write_embeddings, write_host_files
 from divprune.export.output.make_manifest import make_manifest
 from divprune.export.output.staging import check_free_space, stage_directory
@@ -105,6 +106,7 @@ def _write_graphs(plan: ExportPlan, directory: Path, progress: Progress) -> dict
             plan, between, directory, "llm/selection.onnx", "writing the selection", progress
         )
     decoder = [part.name for part in plan.decoder_parts()]
+    graphs |= write_cuda_graphs(plan, directory)
     return graphs | write_tensorrt_graphs(
         plan.lane,
         directory,

@@ -359,7 +359,7 @@ class Pipeline:
             ImageError: if the picture cannot be read.
         """
         features = self.encode_image(image).features
-        return features.rows_behind(self.manifest.selector.num_kept)
+        return features.compared
 
     @property
     def picture_cache(self) -> PictureCache:

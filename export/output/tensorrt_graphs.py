@@ -22,7 +22,7 @@ import onnx_ir as ir
 from divprune.export.graphs.files import DECODER_FILES, describe_graph
 from divprune.export.graphs.lanes import Lane, check_graph
 from divprune.export.selection import InLLMSelector, PluginSelector, Selector
-from divprune.export.selection.selection_graph import SELECTION_SCOPE, append_selection
+from divprune.export.selection.selection_graph import append_selection, remove_selection
 from divprune.plugins.node import MAX_TOKENS, NAMESPACE
 from divprune.runtime.directory.manifest import GraphSpec
 
@@ -104,14 +104,8 @@ def replace_selection(model: ir.Model, selector: Selector, num_kept: int | None)
     In the graph of the selection alone the features come in instead of going out. With None as
     ``num_kept`` it is the length of ``kept_slots``, as in the graph.
     """
-    graph, scope = model.graph, f"{SELECTION_SCOPE}/"
-    ends = (*graph.inputs, *graph.outputs)
-    (features,) = (value for value in ends if value.name == "image_features")
-    graph.outputs[:] = [value for value in graph.outputs if value is features]
-    for node in [node for node in graph if (node.name or "").startswith(scope)]:
-        graph.remove(node)
-    for name in [name for name in graph.initializers if name.startswith(scope)]:
-        del graph.initializers[name]
+    graph = model.graph
+    features = remove_selection(graph)
     append_selection(graph, features, selector, num_kept, with_plugin=True)
     graph.opset_imports[NAMESPACE] = 1
 

@@ -66,6 +66,18 @@ class ExportPlan:
         """Whether the number of visual tokens depends on the picture."""
         return TOKENS in self.dims
 
+    @property
+    def runs_on_cuda(self) -> bool:
+        """Whether ONNX Runtime can run the directory on CUDA as well: in fp16, without int8."""
+        options, scheme = self.options, self.options.quant_scheme()
+        in_int8 = (scheme is not None and scheme.bits == 8) or options.prefill_quant is not None
+        return (
+            self.dialect.name == "ort"
+            and options.dtype == "fp16"
+            and not in_int8
+            and options.vision_quant is None
+        )
+
     def count_kept(self, num_image_tokens: int) -> int:
         """K of a picture with N tokens."""
         if num_image_tokens == self.num_image_tokens:

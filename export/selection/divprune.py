@@ -154,6 +154,15 @@ class DivPrune(Selector):
                 rows = GramWriter(write_similarity(op, features))
             return write_greedy_max_min(op, rows, num_tokens, num_kept)
 
+    def write_start(
+        self, op: GraphWriter, features: ir.Value, num_tokens: Size
+    ) -> tuple[ir.Value, ir.Value]:
+        """What the kernel reads: similarities float32 [N, N] and the first token int32 [1, 1]."""
+        with op.scope(self.name):
+            gram = write_similarity(op, features)
+            with op.scope("greedy"):
+                return gram, _GreedyWriter(op, GramWriter(gram), num_tokens).seed()
+
     def write_with_plugin(
         self,
         op: GraphWriter,
@@ -163,10 +172,10 @@ class DivPrune(Selector):
         kept_slots: ir.Value | None = None,
     ) -> tuple[ir.Value, ir.Value]:
         """The same with the plugin node for the loop."""
+        start = self.write_start(op, features, num_tokens)
+        most = self.setting.max_tokens
         with op.scope(self.name):
-            gram = write_similarity(op, features)
-            most = self.setting.max_tokens
-            return write_greedy_max_min_plugin(op, gram, num_tokens, num_kept, kept_slots, most)
+            return write_greedy_max_min_plugin(op, start, num_tokens, num_kept, kept_slots, most)
 
     def _on_demand(self, num_tokens: int) -> bool:
         return (self.setting.max_tokens or num_tokens) > MAX_GRAM_TOKENS
@@ -259,7 +268,7 @@ def write_greedy_max_min(
 
 def write_greedy_max_min_plugin(
     op: GraphWriter,
-    gram: ir.Value,
+    start: tuple[ir.Value, ir.Value],
     num_tokens: Size,
     num_kept: Size,
     kept_slots: ir.Value | None = None,
@@ -269,14 +278,14 @@ def write_greedy_max_min_plugin(
 
     ::
 
-        gram --+-- seed [1, 1] -- Add(zeros [1, K]) --+
-               |                                      |
-               +-- Unsqueeze [1, N, N] --------- GreedyMaxMin --+-- [1, K] -- Cast -- order [K]
-                                                                +-- [1, K] -- cover [K]
+        seed [1, 1] -- Add(zeros [1, K]) --+
+                                           |
+        gram -- Unsqueeze [1, N, N] -- GreedyMaxMin --+-- [1, K] -- Cast -- order [K]
+                                                      +-- [1, K] -- cover [K]
 
     Args:
         op: Of the graph.
-        gram: Similarities.
+        start: Similarities and the first token.
         num_tokens: N.
         num_kept: K.
         kept_slots: int32 [K], where K varies.
@@ -290,8 +299,8 @@ def write_greedy_max_min_plugin(
         max_tokens = num_tokens
     if max_tokens is None:
         raise ValueError("the largest number of visual tokens is not set")
+    gram, seed = start
     with op.scope("greedy"):
-        seed = _GreedyWriter(op, GramWriter(gram), num_tokens).seed()
         batch = op.constant(np.array([0], np.int64), "batch")
         chosen, cover = op.multi(
             OP_TYPE,

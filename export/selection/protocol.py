@@ -205,7 +205,13 @@ class Selector(ABC):
 
 @runtime_checkable
 class PluginSelector(Protocol):
-    """A selector whose loop the TensorRT plugin can run (optional)."""
+    """A selector whose loop our kernel can run (optional): as TensorRT's plugin, or by itself."""
+
+    def write_start(
+        self, op: GraphWriter, features: ir.Value, num_tokens: Size
+    ) -> tuple[ir.Value, ir.Value]:
+        """What the kernel reads: similarities float32 [N, N] and the first token int32 [1, 1]."""
+        ...
 
     def write_with_plugin(
         self,

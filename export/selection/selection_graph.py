@@ -30,6 +30,7 @@ __all__ = [
     "kept_slots",
     "name_order",
     "register",
+    "remove_selection",
     "write_selection",
 ]
 
@@ -125,6 +126,23 @@ def append_selection(
         value.shape = order.shape
     register(graph, op)
     graph.outputs.extend([order, kept, *cover])
+
+
+def remove_selection(graph: ir.Graph) -> ir.Value:
+    """Take out everything that was appended; the features, an output or input of ``graph``."""
+
+    def is_appended(name: str | None) -> bool:
+        return (name or "").startswith(f"{SELECTION_SCOPE}/")
+
+    ends = (*graph.inputs, *graph.outputs)
+    (features,) = (value for value in ends if value.name == "image_features")
+    nodes = [node for node in graph if is_appended(node.name)]
+    graph.outputs[:] = [value for value in graph.outputs if value.producer() not in nodes]
+    for node in nodes:
+        graph.remove(node)
+    for name in [name for name in graph.initializers if is_appended(name)]:
+        del graph.initializers[name]
+    return features
 
 
 def append_mixture(

@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from divprune.runtime.backends.image_features import ImageFeatures
     from divprune.runtime.directory.engine_directory import EngineDirectory
 
 __all__ = [
@@ -28,11 +28,9 @@ __all__ = [
     "DEVICES",
     "RESIDENCIES",
     "Backend",
-    "ImageFeatures",
     "Logits",
     "PrunedPrefill",
     "Selection",
-    "SmallPictureFeatures",
     "check_choice",
     "choose_device",
     "load_backend",
@@ -59,109 +57,6 @@ _DEFAULT_DEVICE = {"onnxruntime": "cpu", "tensorrt": "cuda"}
 
 # From image features [N, hidden] to the kept indices int64 [K], in the order chosen.
 Selection = Callable[["NDArray[np.floating]"], "NDArray[np.int64]"]
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What the vision graph says about one picture.
-
-    A selection inside the LLM comes later: ``selection_order`` and ``selected_features`` are
-    empty then.
-
-    Attributes:
-        image_features: float [N, hidden], all projected tokens in raster order.
-        selection_order: int64 [K], kept indices in the order they were chosen.
-        selected_features: float [K, hidden], the kept rows (or mixtures) in raster order.
-        num_broken: Tokens with a NaN or Inf among their features, where the backend has
-            counted them itself.
-        cover: float32 [K], after each choice the least similarity of a token that was not
-            chosen to its most similar chosen one; None where the selector tells none.
-        planes: Further rows [N, hidden] of the tokens, for later decoder layers.
-
-    Features may be on a device: then they are no arrays, but are indexed by row and turned
-    into arrays like them, and a prompt is spliced where they are.
-    """
-
-    image_features: NDArray[np.floating]
-    selection_order: NDArray[np.int64]
-    selected_features: NDArray[np.floating]
-    num_broken: int | None = None
-    cover: NDArray[np.float32] | None = None
-    planes: tuple[NDArray[np.floating], ...] = ()
-
-    @property
-    def has_all_tokens(self) -> bool:
-        """Whether ``image_features`` are at hand without running a graph."""
-        return True
-
-    @property
-    def num_image_tokens(self) -> int:
-        """N, tokens before pruning."""
-        return len(self.image_features)
-
-    def rows_behind(self, count: int) -> NDArray[np.floating]:
-        """The rows that a choice of ``count`` tokens rests on: all of them."""
-        del count
-        return self.image_features
-
-    def broken_behind(self, count: int) -> int | None:
-        """How many of ``rows_behind`` hold a NaN or Inf, where the backend has counted them."""
-        del count
-        return self.num_broken
-
-
-class SmallPictureFeatures(ImageFeatures):
-    """The same where the tower saw a smaller picture (``downsample``).
-
-    The full picture goes through the tower only when somebody asks for ``image_features``.
-    """
-
-    def __init__(
-        self,
-        order: NDArray[np.int64],
-        selected: NDArray[np.floating],
-        num_image_tokens: int,
-        encode_full: Callable[[], ImageFeatures],
-        num_broken: int | None = None,
-    ) -> None:
-        object.__setattr__(self, "selection_order", order)
-        object.__setattr__(self, "selected_features", selected)
-        object.__setattr__(self, "num_broken", num_broken)
-        object.__setattr__(self, "cover", None)
-        object.__setattr__(self, "planes", ())
-        object.__setattr__(self, "_num_image_tokens", num_image_tokens)
-        object.__setattr__(self, "_encode_full", encode_full)
-
-    @property
-    def has_all_tokens(self) -> bool:
-        """Only after they were asked for."""
-        return "_full" in self.__dict__
-
-    @cached_property
-    def _full(self) -> ImageFeatures:
-        full: ImageFeatures = self.__dict__["_encode_full"]()
-        return full
-
-    @property
-    def image_features(self) -> NDArray[np.floating]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All tokens of the full picture, float [N, hidden]."""
-        return self._full.image_features
-
-    @property
-    def num_image_tokens(self) -> int:
-        """N, tokens of the full picture."""
-        return int(self.__dict__["_num_image_tokens"])
-
-    def rows_behind(self, count: int) -> NDArray[np.floating]:
-        """The small picture's tokens, unless every token of the full one is kept."""
-        return self.selected_features if self._is_small(count) else self.image_features
-
-    def broken_behind(self, count: int) -> int | None:
-        """How many of ``rows_behind`` hold a NaN or Inf, where the backend has counted them."""
-        return self.num_broken if self._is_small(count) else self._full.num_broken
-
-    def _is_small(self, count: int) -> bool:
-        return count == len(self.selection_order)
 
 
 _MAX_THREADS = 64  # however few cores there are: far above what helps, below what fails

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from divprune.runtime.backends import ImageFeatures
+    from divprune.runtime.backends.image_features import ImageFeatures
     from divprune.runtime.families import Prepared
 
 __all__ = ["EncodedImage"]

@@ -14,7 +14,7 @@ from divprune.runtime.errors import NumericalError, OptionError, UnsupportedErro
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from divprune.runtime.backends import ImageFeatures
+    from divprune.runtime.backends.image_features import ImageFeatures
     from divprune.runtime.directory.keep import Keep
     from divprune.runtime.directory.manifest import Manifest
 
@@ -117,30 +117,24 @@ def take_kept(features: ImageFeatures, count: int) -> KeptTokens:
             all of them, so it cannot be trusted either.
     """
     num_tokens, num_selected = features.num_image_tokens, len(features.selection_order)
-    rows = features.rows_behind(count)
-    _check_finite(features, rows, count)
+    _check_finite(features, count)
     order = features.selection_order[:count] if count <= num_selected else None
     cover = None
     if features.cover is not None and order is not None:
         cover = float(features.cover[count - 1])
-    if count == num_tokens:
-        everything = np.arange(count, dtype=np.int64)
-        return KeptTokens(everything, rows, count, order, features.planes, cover)
-    indices = np.sort(features.selection_order[:count])
-    kept = features.selected_features if count == num_selected else rows[indices]
-    planes = tuple(plane[indices] for plane in features.planes)
+    everything = np.arange(count, dtype=np.int64)
+    indices = everything if count == num_tokens else np.sort(features.selection_order[:count])
+    kept, planes = features.kept(indices)
     return KeptTokens(indices, kept, num_tokens, order, planes, cover)
 
 
-def _check_finite(features: ImageFeatures, rows: NDArray[np.floating], count: int) -> None:
-    broken = features.broken_behind(count)
-    if broken is None:
-        broken = int(np.count_nonzero(~np.isfinite(rows).all(axis=1)))
+def _check_finite(features: ImageFeatures, count: int) -> None:
+    broken, compared = features.broken_behind(count)
     if broken:
         raise NumericalError(
             "the vision graph produced NaN/Inf",
             expected="finite image features",
-            found=f"{broken} of {len(rows)} tokens are not finite",
+            found=f"{broken} of {compared} tokens are not finite",
             fix="export again with --dtype fp32",
         )
 

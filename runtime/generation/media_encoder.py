@@ -21,7 +21,8 @@ from divprune.runtime.inputs.image_loading import load_image
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune.runtime.backends import Backend, ImageFeatures
+    from divprune.runtime.backends import Backend
+    from divprune.runtime.backends.image_features import ImageFeatures
     from divprune.runtime.directory.manifest import Manifest
     from divprune.runtime.inputs.messages import Medium
 

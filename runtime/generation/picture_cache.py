@@ -6,8 +6,6 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from divprune.runtime.generation.encoded_image import EncodedImage
 
@@ -30,32 +28,32 @@ class PictureCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self._encoded: OrderedDict[bytes, tuple[EncodedImage, int]] = OrderedDict()
         self.num_bytes = self.hits = self.misses = 0
         self._lock = threading.Lock()
 
     def get(self, digest: bytes) -> EncodedImage | None:
         """The picture of that digest, which counts as used now."""
         with self._lock:
-            encoded = self._encoded.get(digest)
-            if encoded is None:
+            if digest not in self._encoded:
                 self.misses += 1
                 return None
             self.hits += 1
             self._encoded.move_to_end(digest)
+            encoded, _ = self._encoded[digest]
             return encoded
 
     def put(self, encoded: EncodedImage) -> None:
         """Keep a picture, unless it is larger than the whole cache."""
-        size = _num_bytes(encoded)
+        size = encoded.features.num_bytes
         with self._lock:
             if encoded.digest in self._encoded or size > self._max_bytes:
                 return
-            self._encoded[encoded.digest] = encoded
+            self._encoded[encoded.digest] = (encoded, size)
             self.num_bytes += size
             while self.num_bytes > self._max_bytes:
-                _, oldest = self._encoded.popitem(last=False)
-                self.num_bytes -= _num_bytes(oldest)
+                _, (_, oldest_size) = self._encoded.popitem(last=False)
+                self.num_bytes -= oldest_size
 
     def clear(self) -> None:
         """Forget everything."""
@@ -68,11 +66,3 @@ class PictureCache:
 
     def __len__(self) -> int:
         return len(self._encoded)
-
-
-def _num_bytes(encoded: EncodedImage) -> int:
-    features = encoded.features
-    arrays = [features.selected_features, *features.planes]
-    if features.has_all_tokens:
-        arrays.append(features.image_features)
-    return sum(int(np.prod(each.shape)) * each.dtype.itemsize for each in arrays)

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save
 
 import divprune.runtime
 from divprune.runtime import Generation, Pipeline, SamplingOptions
-from divprune.runtime.backends import Backend, ImageFeatures
+from divprune.runtime.backends import Backend
+from divprune.runtime.backends.image_features import ImageFeatures
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import (
     EngineDirectoryError,

@@ -24,19 +24,23 @@ With a selection inside the LLM there are ``llm_front``, ``llm_selection`` and `
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from divprune.runtime.backends import ImageFeatures, PrunedPrefill, SmallPictureFeatures
+from divprune.plugins.driver import Driver
+from divprune.runtime.backends import PrunedPrefill
 from divprune.runtime.backends.onnxruntime.cache import KVCache
 from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
 from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
+from divprune.runtime.backends.onnxruntime.selection_kernel import KernelSelection, SelectionKernel
 from divprune.runtime.backends.onnxruntime.session import open_session, require_onnxruntime
+from divprune.runtime.backends.onnxruntime.vision import KernelVision, WholeVision
 from divprune.runtime.directory.keep import exported_count
-from divprune.runtime.errors import UnsupportedError
+from divprune.runtime.errors import BackendError, UnsupportedError
 from divprune.runtime.inputs.prompt import staying_rows
 
 if TYPE_CHECKING:
@@ -46,8 +50,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from divprune.runtime.backends import Selection
+    from divprune.runtime.backends.image_features import ImageFeatures
+    from divprune.runtime.backends.onnxruntime.vision import Vision
     from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.directory.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ROWS_ON_CPU", "OnnxRuntimeBackend", "load", "load_selection"]
 
@@ -71,23 +79,86 @@ def load(
         EngineDirectoryError: if a graph is not the one that the manifest describes.
     """
     library = require_onnxruntime(directory, device)
+    kernel = open_kernel(directory.manifest) if device == "cuda" else None
+    return open_backend(
+        library, directory, device=device, threads=threads, residency=residency, kernel=kernel
+    )
+
+
+def open_backend(
+    library: ModuleType,
+    directory: EngineDirectory,
+    *,
+    device: str,
+    threads: int | None,
+    residency: str,
+    kernel: SelectionKernel | None,
+) -> OnnxRuntimeBackend:
+    """Open the graphs with an ONNX Runtime that can run them.
+
+    ``kernel`` makes the selection where the directory has graphs for that; None: its vision graph.
+    """
+    manifest = directory.manifest
 
     def session(name: str, **options: Any) -> Any:
         directory.require_unchanged()  # what is opened later was checked when the directory was
         return open_session(library, directory, name, device=device, threads=threads, **options)
 
+    def open_full() -> Any:
+        return residents.full()
+
+    def open_vision() -> Vision:
+        if kernel is None:
+            return WholeVision(session("vision", runs_once=True), manifest, open_full)
+        opened = partial(session, runs_once=True, stream=kernel.stream)
+        return KernelVision(
+            opened("vision_features"),
+            KernelSelection(library, opened("vision_similarities"), kernel),
+            opened("vision_rows"),
+            manifest.selector.num_kept,
+        )
+
     residents = Residents(
-        partial(session, "vision", runs_once=True),
+        open_vision,
         partial(session, "full", runs_once=True),
-        partial(_open_decoder, library, directory.manifest, device, session),
+        partial(_open_decoder, library, manifest, device, session),
         together=residency == "concurrent",
     )
     return OnnxRuntimeBackend(
         residents,
-        directory.manifest,
-        f"onnxruntime {library.__version__} ({device.upper()})",
+        manifest,
+        f"onnxruntime {library.__version__} ({_place(manifest, device, kernel)})",
         rows_at_once=ROWS_ON_CPU if device == "cpu" else None,
     )
+
+
+def open_kernel(manifest: Manifest) -> SelectionKernel | None:
+    """The kernel on the GPU; None, with a warning, where the vision graph's Loop selects."""
+    if not _has_greedy_loop(manifest):
+        return None
+    if "vision_features" not in manifest.graphs:
+        log.warning(
+            "the selection runs as an ONNX Loop, which is slow on a GPU: this directory has no"
+            " vision/features.onnx"
+        )
+        return None
+    try:
+        return SelectionKernel(Driver())
+    except BackendError as error:
+        log.warning("the selection runs as an ONNX Loop, which is slow on a GPU: %s", error)
+        return None
+
+
+def _has_greedy_loop(manifest: Manifest) -> bool:
+    """Whether the vision graph chooses one token after the other, as the kernel does."""
+    return any(each.name == "selection_cover" for each in manifest.graphs["vision"].outputs)
+
+
+def _place(manifest: Manifest, device: str, kernel: SelectionKernel | None) -> str:
+    """Where things run, for the backend's name."""
+    if (device == "cpu" and kernel is None) or not _has_greedy_loop(manifest):
+        return device.upper()
+    return f"{device.upper()}, selection: {'loop' if kernel is None else 'kernel'}"
 
 
 def _open_decoder(
@@ -111,8 +182,11 @@ def _open_decoder(
 
 
 def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
-    """Open the selection graph; the errors are those of ``load``."""
+    """Open what selects in the vision graph's place; the errors are those of ``load``."""
     library = require_onnxruntime(directory, device)
+    kernel = open_kernel(directory.manifest) if device == "cuda" else None
+    if kernel is not None:
+        return open_kernel_selection(library, directory, kernel, threads=threads)
     session = open_session(
         library, directory, "selection", device=device, threads=threads, runs_once=True
     )
@@ -126,6 +200,31 @@ def load_selection(directory: EngineDirectory, *, device: str, threads: int | No
         order: NDArray[np.int64]
         order, *_ = session.run(outputs, feeds)
         return order
+
+    return select
+
+
+def open_kernel_selection(
+    library: ModuleType, directory: EngineDirectory, kernel: SelectionKernel, *, threads: int | None
+) -> Selection:
+    """The selection by the kernel, from features on the host."""
+    session = open_session(
+        library,
+        directory,
+        "vision_similarities",
+        device=kernel.device,
+        threads=threads,
+        runs_once=True,
+        stream=kernel.stream,
+    )
+    selection, manifest = KernelSelection(library, session, kernel), directory.manifest
+
+    def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
+        features = library.OrtValue.ortvalue_from_numpy(image_features, kernel.device)
+        order, _ = selection.choose(features, exported_count(manifest, len(image_features)))
+        kernel.synchronize()
+        chosen: NDArray[np.int64] = order.numpy()[0].astype(np.int64)
+        return chosen
 
     return select
 
@@ -163,8 +262,6 @@ class OnnxRuntimeBackend:
     ) -> None:
         self.name = name
         self._residents = residents
-        self._vision_outputs = [tensor.name for tensor in manifest.graphs["vision"].outputs]
-        self._planes = [name for name in self._vision_outputs if name.startswith("deepstack_")]
         self.rows_at_once = rows_at_once
         # There masked slots are multiplied by zero instead of being left out.
         self._reads_masked_slots = manifest.dialect != "ort"
@@ -177,27 +274,7 @@ class OnnxRuntimeBackend:
 
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision graph on its inputs, by name."""
-        names = self._vision_outputs
-        found = dict(zip(names, self._residents.vision().run(names, dict(inputs)), strict=True))
-        order = found.get("selection_order", np.empty(0, np.int64))
-        if "image_features" not in found:
-            encode_full = partial(self._encode_full, inputs)
-            selected = found["selected_features"]
-            tokens = self._manifest.selector.num_image_tokens
-            return SmallPictureFeatures(order, selected, tokens, encode_full)
-        features = found["image_features"]
-        return ImageFeatures(
-            features,
-            order,
-            found.get("selected_features", features[:0]),
-            cover=found.get("selection_cover"),
-            planes=tuple(found[name] for name in self._planes),
-        )
-
-    def _encode_full(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
-        """All tokens of the full picture; its graph is opened when it is first needed."""
-        (features,) = self._residents.full().run(["image_features"], dict(inputs))
-        return ImageFeatures(features, np.empty(0, np.int64), features[:0])
+        return self._residents.vision().encode(inputs)
 
     def reset(self, rows: int = 0) -> int:
         """Start a new sequence behind ``rows`` rows; other slots are overwritten before they count.

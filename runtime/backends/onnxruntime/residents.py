@@ -12,6 +12,7 @@ from divprune.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
     from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
+    from divprune.runtime.backends.onnxruntime.vision import Vision
 
 __all__ = ["Decoder", "Residents"]
 
@@ -52,7 +53,7 @@ class Residents:
 
     def __init__(
         self,
-        open_vision: Callable[[], Any],
+        open_vision: Callable[[], Vision],
         open_full: Callable[[], Any],
         open_decoder: Callable[[], Decoder],
         *,
@@ -61,7 +62,7 @@ class Residents:
         self._open_vision, self._open_full = open_vision, open_full
         self._open_decoder = open_decoder
         self.together = together
-        self._vision: Any = None
+        self._vision: Vision | None = None
         self._full: Any = None
         self._decoder: Decoder | None = None
         if together:
@@ -69,8 +70,8 @@ class Residents:
             self._decoder = open_decoder()
         self._vision = open_vision()
 
-    def vision(self) -> Any:
-        """The session of the vision graph."""
+    def vision(self) -> Vision:
+        """The vision graph."""
         if self._vision is None:
             self._close_decoder()
             self._vision = _timed("vision", self._open_vision)

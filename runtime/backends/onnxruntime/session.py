@@ -84,6 +84,7 @@ def open_session(
     device: str,
     threads: int | None,
     runs_once: bool,
+    stream: int | None = None,
 ) -> Any:
     """Open a graph of the manifest and check that it is the one the manifest describes.
 
@@ -95,6 +96,7 @@ def open_session(
         threads: Threads inside one operator; None takes one for each physical core.
         runs_once: The graph runs once before another one does the work: after each run its
             threads sleep instead of waiting actively, and its scratch memory is given back.
+        stream: Handle of the CUDA stream to compute on; None has one of its own.
 
     Raises:
         BackendError: if ONNX Runtime refuses the graph or the device.
@@ -106,7 +108,7 @@ def open_session(
         session = onnxruntime.InferenceSession(
             str(directory.file(spec.path)),
             options,
-            providers=_providers(device),
+            providers=_providers(device, stream),
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )
     except Exception as error:
@@ -246,11 +248,14 @@ def _require_provider(onnxruntime: ModuleType, device: str, install: str) -> Non
         )
 
 
-def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
+def _providers(device: str, stream: int | None) -> list[str | tuple[str, dict[str, str]]]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
     # The selection compares float32 similarities; TF32 would round them to 10 bits.
-    return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    options = {"use_tf32": "0"}
+    if stream is not None:
+        options["user_compute_stream"] = str(stream)
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
 def _check_tensors(path: str, kind: str, specs: Sequence[TensorSpec], nodes: Sequence[Any]) -> None:

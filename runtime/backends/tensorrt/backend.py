@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from divprune.runtime.backends import ImageFeatures, PrunedPrefill, Selection
+    from divprune.runtime.backends import PrunedPrefill, Selection
     from divprune.runtime.backends.cuda.kernels import Kernels
+    from divprune.runtime.backends.image_features import ImageFeatures
     from divprune.runtime.backends.tensorrt.decoder import DeviceLogits
     from divprune.runtime.backends.tensorrt.engine_record import EngineRecord
     from divprune.runtime.backends.tensorrt.library import TensorRT

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from divprune.runtime.backends import ImageFeatures, SmallPictureFeatures
 from divprune.runtime.backends.cuda.buffers import BufferPool, DeviceBuffer, HostBuffer, align
+from divprune.runtime.backends.image_features import ImageFeatures, SmallPictureFeatures
 from divprune.runtime.backends.tensorrt.profiles import varying_dims
 from divprune.runtime.backends.tensorrt.rows import DeviceRows, PromptWriter
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from divprune.runtime.backends import ImageFeatures
+from divprune.runtime.backends.image_features import ImageFeatures
 from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.directory.keep import AutoKeep
 from divprune.runtime.directory.manifest import DimRange, Manifest

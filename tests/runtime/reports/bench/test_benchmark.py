@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from divprune.runtime import Pipeline
-from divprune.runtime.backends import ImageFeatures
+from divprune.runtime.backends.image_features import ImageFeatures
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import Manifest
 from divprune.runtime.errors import DivPruneError, OptionError, PromptError
