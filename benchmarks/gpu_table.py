@@ -175,6 +175,9 @@ def _runtime_rows(key: str, step: Any) -> Iterator[tuple[str, ...]]:
     for name, value in step.items():
         if name.startswith("selection graph"):
             yield f"{key.removeprefix('ort_')}: {name}", "", "", "", "", f"{value:.1f}", ""
+    for way, value in step.get("selection_ms", {}).items():
+        name = f"{key.removeprefix('ort_')}: selection alone ({way}) of {step['selection_of']}"
+        yield name, "", "", "", "", f"{value:.2f}", ""
 
 
 def _checks(report: dict) -> Iterator[tuple[str, str]]:
@@ -204,6 +207,10 @@ def _checks(report: dict) -> Iterator[tuple[str, str]]:
                 precision = name.partition(" ")[0]
                 title = f"{key.removeprefix('ort_')}, {precision}: token ids of CPU and CUDA equal"
                 yield title, f"{same} of {len(found)}"
+    for key, step in report.items():
+        if isinstance(step, dict) and len(step.get("selection_ms", {})) > 1:
+            title = f"{key.removeprefix('ort_')}: kernels and Loop choose the same"
+            yield title, "yes" if step["same_indices"] else "no"
     for where in ("cpu", "cuda"):
         if found := report.get("int4", {}).get(where):
             same, answers = found["same_token_ids"], report["int4"]["answers"]

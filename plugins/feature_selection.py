@@ -1,8 +1,11 @@
 """DivPrune from float16 features with the similarities on tensor cores: ``half_gram.cu``.
 
-Built, emulated on the host, not yet run on a GPU. The order and the cover are those of the greedy
-rule for the similarities of ``exact_similarity``, always: the matrix is within ``error_bound`` of
-them, and where that leaves open which token is next, the similarities that decide are computed.
+Built, emulated on the host, not yet run on a GPU. ``DIVPRUNE_SIMILARITIES=float16`` chooses it for
+ONNX Runtime on CUDA; ``float32`` is the default.
+
+The order and the cover are those of the greedy rule for the similarities of ``exact_similarity``,
+always: the matrix is within ``error_bound`` of them, and where that leaves the next token open,
+the similarities that decide are computed.
 
 A token's largest similarity to the chosen ones then lies in [low, low + 2 bound]. The next token
 has the least; only tokens whose low is not above the upper end of the least interval can have it.
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from divprune.plugins.driver import Driver
 
 __all__ = [
+    "SIMILARITIES",
     "FeatureSelection",
     "Workspace",
     "error_bound",
@@ -42,6 +46,8 @@ __all__ = [
     "plan_workspace",
 ]
 
+SIMILARITIES = "DIVPRUNE_SIMILARITIES"
+"""The variable: ``float32``, the default, or ``float16``."""
 _MIN_NORM = 1e-12
 _CHUNK = 32  # features that tensor cores sum
 _UNIT = 2.0**-23
@@ -186,7 +192,7 @@ class FeatureSelection:
                 "The similarities of such features are not computed on tensor cores",
                 expected="a width that is a multiple of 32, and fewer than 2^31 numbers",
                 found=f"[{num_tokens}, {width}]",
-                fix="compute the similarities in float32",
+                fix=f"{SIMILARITIES}=float32",
             )
         space = plan_workspace(num_tokens, num_kept)
         run = _Run(self._driver, workspace, space, features, num_tokens, width, stream)

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from divprune.plugins.environment import read_choice
 from divprune.plugins.module import Module, Value, compute_capability
 from divprune.plugins.node import plan_launch
 from divprune.plugins.ptx import CLUSTER, GRID, read_ptx
-from divprune.runtime.errors import OptionError, UnsupportedError
+from divprune.runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from divprune.plugins.driver import Driver
@@ -74,14 +75,7 @@ def chosen_method(environment: Mapping[str, str] = os.environ) -> Method:
     Raises:
         OptionError: if it says something else.
     """
-    method = environment.get(VARIABLE, "one")
-    if method not in get_args(Method):
-        raise OptionError(
-            f"{VARIABLE} names no way to launch the selection kernel",
-            expected=" or ".join(get_args(Method)),
-            found=method,
-        )
-    return cast("Method", method)
+    return cast("Method", read_choice(VARIABLE, get_args(Method), environment))
 
 
 def plan_blocks(

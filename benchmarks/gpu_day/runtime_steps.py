@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -136,21 +137,42 @@ def _row(result) -> dict:
 
 
 def _time_selection(key: str, engine: Path) -> None:
-    from divprune.runtime.backends.onnxruntime.backend import load_selection
+    """The selection alone, features on the host: with the Loop, and on CUDA by the kernels."""
+    import onnxruntime
+
+    from divprune.plugins.driver import Driver
+    from divprune.plugins.feature_selection import SIMILARITIES
+    from divprune.runtime.backends.onnxruntime import backend
+    from divprune.runtime.backends.onnxruntime.selection_kernel import SelectionKernel
     from divprune.runtime.directory.engine_directory import EngineDirectory
 
     directory = EngineDirectory.open(engine)
-    select = load_selection(directory, device=DEVICE, threads=None)
+    ways = {
+        "loop": backend.open_selection_graph(onnxruntime, directory, device=DEVICE, threads=None)
+    }
+    for similarities in ("float32", "float16") if DEVICE == "cuda" else ():
+        os.environ[SIMILARITIES] = similarities
+        kernel = SelectionKernel(Driver())
+        ways[kernel.title] = backend.open_kernel_selection(
+            onnxruntime, directory, kernel, threads=None
+        )
+        del os.environ[SIMILARITIES]
     spec = directory.manifest.graphs["selection"].inputs[0]
     shape = [int(size) for size in spec.shape]
     features = np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
-    for _ in range(3):
-        select(features)
-    begin = time.perf_counter()
-    for _ in range(5):
-        select(features)
-    took = (time.perf_counter() - begin) * 200
-    save(key, **{f"selection graph with its Loop, ms, {shape}": took})
+    chosen = {name: select(features).tolist() for name, select in ways.items()}
+    took = {name: [] for name in ways}
+    for _ in range(8):
+        for name, select in ways.items():
+            begin = time.perf_counter()
+            select(features)
+            took[name].append((time.perf_counter() - begin) * 1000)
+    save(
+        key,
+        selection_of=shape,
+        selection_ms={name: statistics.median(times) for name, times in took.items()},
+        same_indices=all(each == chosen["loop"] for each in chosen.values()),
+    )
 
 
 def _random_checkpoint(shape: str) -> Path:

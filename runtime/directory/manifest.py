@@ -148,6 +148,7 @@ class Manifest:
 
         _check_counts(self)
         _check_decoders(self)
+        _check_planes(self)
         if self.selector.inside_llm:
             _check_split(self)
 
@@ -278,6 +279,22 @@ def _check_decoders(manifest: Manifest) -> None:
                 check(found_sizes == sizes, "kv_cache", found_sizes, sizes)
     # Both halves together have no more caches than there are layers.
     check(count <= kv.num_layers, "kv_cache.num_layers", f"at least {count}", kv.num_layers)
+
+
+def _check_planes(manifest: Manifest) -> None:
+    """What later decoder layers add comes from every graph that encodes pictures."""
+    decoders = [manifest.graphs[name] for name in manifest.llm_graphs if name in manifest.graphs]
+    taken = {
+        tensor.name
+        for graph in decoders
+        for tensor in graph.inputs
+        if tensor.name.startswith("deepstack_")
+    }
+    for name in ("vision", "vision_plugin", "vision_features"):
+        if (graph := manifest.graphs.get(name)) is not None:
+            given = {tensor.name for tensor in graph.outputs}
+            missing = ", ".join(sorted(taken - given))
+            check(not missing, f"graphs.{name}.outputs", "all that the decoder adds", missing)
 
 
 def _check_split(manifest: Manifest) -> None:

@@ -263,6 +263,8 @@ FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, PACKAGES,
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
+    "plugins/feature_selection.py::FeatureSelection.launch::f'{SIMILARITIES}=float32'": "tests/runtime/backends/onnxruntime/test_selection_kernel.py",
+    "plugins/environment.py::read_choice::f'{variable}={choices[0]}, or leave it out'": "tests/runtime/backends/onnxruntime/test_selection_kernel.py",
     "export/planning/room.py::check_room::_fitting(longest, needed, pruned)": "tests/export/planning/test_room.py",
     "export/planning/room.py::check_room::_fitting(min(needed + _ANSWER, longest), needed, pruned)": "tests/export/planning/test_room.py",
     "export/checkpoint/source.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
@@ -276,7 +278,6 @@ ELSEWHERE: Mapping[str, str] = {
 NOT_HERE: Mapping[str, tuple[str, ...]] = {
     "a GPU, its driver, TensorRT or another machine": (
         "plugins/compile_ptx.py::_compile::shlex.join(['python', '-m', 'divprune.plugins.compile_ptx', *options])",
-        "plugins/feature_selection.py::FeatureSelection.launch::'compute the similarities in float32'",
         "plugins/many_blocks.py::open_module::f'{VARIABLE}=grid'",
         "plugins/driver.py::Driver.call::fix",
         "plugins/driver.py::_load_library::'run on a machine with an NVIDIA GPU and its driver'",

@@ -46,6 +46,7 @@ def test_every_step_ends_well_and_writes_what_it_found(report):
     assert report["int4"]["cpu"]["relative_distance_max"] < 0.03
     for name in ("ort_llava-tiny", "ort_llava-tiny-int4"):
         assert report[name]["keep 0.1"]["prompt"] < report[name]["keep 1"]["prompt"]
+        assert report[name]["selection_ms"].keys() == {"loop"}
 
 
 def test_a_rehearsal_takes_less_than_two_minutes(rehearsal):
@@ -58,6 +59,7 @@ def test_the_table_takes_what_was_written(report, tmp_path):
     text = render(tmp_path)
     assert "## no GPU" in text
     assert "| 64 | 8 |" in text
+    assert "selection alone (loop) of \\[49, 64]" in text
     assert "| 66 | 12 | cluster, 2 x 1 x 64 |" in text
     assert "order and cover, many features, 12 cases | all those" in text
     assert "int4 on cpu: largest distance" in text

@@ -158,7 +158,7 @@ def _place(manifest: Manifest, device: str, kernel: SelectionKernel | None) -> s
     """Where things run, for the backend's name."""
     if (device == "cpu" and kernel is None) or not _has_greedy_loop(manifest):
         return device.upper()
-    return f"{device.upper()}, selection: {'loop' if kernel is None else 'kernel'}"
+    return f"{device.upper()}, selection: {'loop' if kernel is None else kernel.title}"
 
 
 def _open_decoder(
@@ -187,6 +187,13 @@ def load_selection(directory: EngineDirectory, *, device: str, threads: int | No
     kernel = open_kernel(directory.manifest) if device == "cuda" else None
     if kernel is not None:
         return open_kernel_selection(library, directory, kernel, threads=threads)
+    return open_selection_graph(library, directory, device=device, threads=threads)
+
+
+def open_selection_graph(
+    library: ModuleType, directory: EngineDirectory, *, device: str, threads: int | None
+) -> Selection:
+    """The selection as a graph of its own, with its ``Loop``."""
     session = open_session(
         library, directory, "selection", device=device, threads=threads, runs_once=True
     )

@@ -14,7 +14,9 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from qwen_checkpoints import write_qwen_checkpoint
 
+from divprune.export.export_model import ExportOptions, export_model
 from divprune.export.graphs.lanes import LANES, check_graph
 from divprune.export.output.tensorrt_graphs import replace_selection, write_tensorrt_graphs
 from divprune.export.selection import Setting, get_selector
@@ -22,6 +24,7 @@ from divprune.export.selection.divprune import choose_max_min
 from divprune.export.selection.selection_graph import write_selection
 from divprune.export.selection.similarity import Gram
 from divprune.plugins.node import MAX_TOKENS
+from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import Manifest
 
 PLUGIN_TARGETS = ("tensorrt", "jetpack6")
@@ -138,6 +141,16 @@ def test_the_selection_alone_has_the_plugin_too_and_is_the_same_work(
     for ours, theirs in zip(found[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(found[2], expected[2], atol=1e-6)
+
+
+def test_the_plugin_graph_keeps_what_later_decoder_layers_add(tmp_path: Path) -> None:
+    source = write_qwen_checkpoint(tmp_path / "checkpoint", "qwen3-v5")
+    options = {"keep": 0.3, "verify": False, "target": "tensorrt"}
+    export_model(ExportOptions(model=str(source), output=tmp_path / "engine", **options))
+    graphs = EngineDirectory.open(tmp_path / "engine").manifest.graphs
+    found = [tensor.name for tensor in graphs["vision_plugin"].outputs]
+    assert found == [tensor.name for tensor in graphs["vision"].outputs]
+    assert "deepstack_1" in found
 
 
 def test_one_plugin_graph_selects_from_pictures_of_any_size() -> None:

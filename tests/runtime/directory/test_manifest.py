@@ -471,3 +471,12 @@ def test_values_that_contradict_each_other_are_refused_by_field(changes, field):
     with pytest.raises(FieldError) as refused:
         with_changes(manifest, **changes)
     assert refused.value.field == field
+
+
+def test_a_vision_graph_without_the_rows_that_the_decoder_adds_is_refused():
+    rows = TensorSpec("deepstack_0", "float16", (1, "sequence", 8))
+    logits = TensorSpec("logits", "float32", (1, 1, 9))
+    llm = GraphSpec("vision/model.onnx", 20, (rows,), (logits,))
+    with pytest.raises(EngineDirectoryError, match=r"graphs\.vision\.outputs") as caught:
+        with_changes(example_manifest(), graphs={**example_manifest().graphs, "llm": llm})
+    assert "deepstack_0" in str(caught.value)

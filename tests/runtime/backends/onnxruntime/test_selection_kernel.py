@@ -30,10 +30,15 @@ from divprune.runtime.backends.onnxruntime.backend import (
 )
 from divprune.runtime.backends.onnxruntime.selection_kernel import SelectionKernel
 from divprune.runtime.directory.engine_directory import EngineDirectory
-from divprune.runtime.errors import BackendError, NumericalError
+from divprune.runtime.errors import (
+    BackendError,
+    NumericalError,
+    OptionError,
+    UnsupportedError,
+)
 from divprune.runtime.generation.kept_tokens import take_kept
 from divprune.runtime.pipeline import Pipeline
-from tests.plugins.emulator import EmulatedDriver
+from tests.plugins.emulator import EmulatedDriver, EmulatedManyDriver
 
 EXPORTS = {
     "fixed": (None, "clip-llama-hub"),
@@ -47,6 +52,11 @@ KERNEL_GRAPHS = {"vision_features", "vision_similarities", "vision_rows"}
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDriver:
     return EmulatedDriver(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture(scope="session")
+def many_driver(tmp_path_factory: pytest.TempPathFactory) -> EmulatedManyDriver:
+    return EmulatedManyDriver(tmp_path_factory.mktemp("many"))
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +113,19 @@ def test_the_kernel_between_sessions_selects_as_the_loop_does(name, exported, dr
                 np.testing.assert_array_equal(one, other)
 
 
+@pytest.fixture(params=["one block", "float16, grid", "float16, cluster"])
+def any_kernel(request, driver, many_driver, monkeypatch) -> Driver:
+    """A driver, and what the environment says."""
+    if request.param == "one block":
+        return driver
+    monkeypatch.setenv("DIVPRUNE_SIMILARITIES", "float16")
+    monkeypatch.setenv("DIVPRUNE_SELECTION_BLOCKS", request.param.removeprefix("float16, "))
+    return many_driver
+
+
 @pytest.mark.parametrize("name", EXPORTS)
-def test_the_kernel_between_sessions_selects_as_the_reference_does(name, exported, driver) -> None:
+def test_the_kernel_selects_as_the_reference_does(name, exported, any_kernel) -> None:
+    driver = any_kernel
     pipeline = Pipeline(exported(name), open_with_kernel(exported(name), driver))
     for picture in pictures(name):
         found = pipeline.encode_image(picture).features
@@ -150,6 +171,38 @@ def test_a_feature_that_is_no_number_is_found_on_the_device(exported, driver) ->
     with pytest.raises(NumericalError, match="49 of 49 tokens are not finite"):
         take_kept(features, len(features.selection_order))
     assert "_everything" not in features.__dict__
+
+
+def test_a_feature_that_is_no_number_ends_the_choice_from_float16_too(
+    exported, many_driver, monkeypatch
+) -> None:
+    monkeypatch.setenv("DIVPRUNE_SIMILARITIES", "float16")
+    backend = open_with_kernel(exported("fixed"), many_driver)
+    (pixels,) = exported("fixed").manifest.graphs["vision"].inputs
+    features = backend.encode_image({"pixel_values": np.full(pixels.shape, np.nan, np.float32)})
+    with pytest.raises(NumericalError, match="49 of 49 tokens are not finite"):
+        take_kept(features, len(features.selection_order))
+
+
+def test_a_width_that_tensor_cores_do_not_take_is_refused_with_the_way_out(
+    many_driver, monkeypatch
+) -> None:
+    monkeypatch.setenv("DIVPRUNE_SIMILARITIES", "float16")
+    kernel = SelectionKernel(many_driver, "cpu")
+    assert kernel.from_features is not None
+    with pytest.raises(UnsupportedError) as caught:
+        kernel.from_features.launch(0, 0, 0, 0, num_tokens=8, width=48, num_kept=2)
+    monkeypatch.setenv(*str(caught.value.fix).split("="))
+    assert SelectionKernel(many_driver, "cpu").from_features is None
+
+
+def test_similarities_of_another_kind_are_refused_with_those_there_are(driver, monkeypatch) -> None:
+    monkeypatch.setenv("DIVPRUNE_SIMILARITIES", "bfloat16")
+    with pytest.raises(OptionError, match="float32 or float16") as caught:
+        SelectionKernel(driver, "cpu")
+    advised, _, _ = str(caught.value.fix).partition(",")
+    monkeypatch.setenv(*advised.split("="))
+    assert SelectionKernel(driver, "cpu").title == "kernel"
 
 
 def test_the_selection_alone_is_what_the_kernel_does(exported, driver) -> None:
