@@ -10,28 +10,23 @@ import numpy as np
 
 from divprune.runtime.backends import load_backend
 from divprune.runtime.directory.engine_directory import EngineDirectory
-from divprune.runtime.directory.limits import answer_limit, validate_max_new_tokens
+from divprune.runtime.directory.limits import validate_max_new_tokens
 from divprune.runtime.errors import EngineDirectoryError
-from divprune.runtime.families import MediaKind, Prepared, VideoFrames, load_family
+from divprune.runtime.families import MediaKind, VideoFrames, load_family
+from divprune.runtime.generation.answering import Answering
 from divprune.runtime.generation.embeddings import EmbeddingTable
 from divprune.runtime.generation.encoded_image import EncodedImage
 from divprune.runtime.generation.generation import (
     Generation,
-    InterruptedAnswerError,
-    Prefill,
 )
 from divprune.runtime.generation.generation_config import load_token_rules
-from divprune.runtime.generation.kept_tokens import KeepRule, KeptTokens, take_kept
-from divprune.runtime.generation.media_encoder import MediaEncoder, PreparedMedium
+from divprune.runtime.generation.kept_tokens import KeepRule
+from divprune.runtime.generation.media_encoder import MediaEncoder
 from divprune.runtime.generation.picture_cache import PictureCache
-from divprune.runtime.generation.prefiller import Prefiller, Started
-from divprune.runtime.generation.prefix import row_keys
-from divprune.runtime.generation.processors import make_processor
+from divprune.runtime.generation.prefiller import Prefiller
 from divprune.runtime.generation.result import ImageResult
-from divprune.runtime.generation.rows import PromptRows, prune_prompt
-from divprune.runtime.generation.sampling import Sampler, SamplingOptions
+from divprune.runtime.generation.sampling import SamplingOptions
 from divprune.runtime.generation.stop_text import validate_stop
-from divprune.runtime.generation.stopwatch import Stopwatch
 from divprune.runtime.inputs.messages import Medium, as_pictures, question, read_messages
 from divprune.runtime.inputs.prompt_writer import PromptWriter
 from divprune.runtime.inputs.tokenization import TextTokenizer
@@ -43,8 +38,6 @@ if TYPE_CHECKING:
     from divprune.runtime.backends import Backend
     from divprune.runtime.directory.keep import AutoKeep
     from divprune.runtime.directory.manifest import Manifest
-    from divprune.runtime.inputs.messages import Conversation
-    from divprune.runtime.inputs.prompt import Prompt
 
     Picture = str | Path | bytes | Image.Image
     EncodedOrPicture = Picture | EncodedImage
@@ -85,7 +78,6 @@ class Pipeline:
         self._encoder = MediaEncoder(
             self.manifest, self.family, backend, PictureCache(picture_cache_bytes)
         )
-        self._rules = load_token_rules(directory.file("generation_config.json"))
         self._table = EmbeddingTable(
             directory.file("embed_tokens.safetensors"), self._tokenizer.token
         )
@@ -94,6 +86,16 @@ class Pipeline:
             self._table,
             self.manifest.model.position_axes,
             _rows_together(self.manifest, backend),
+        )
+        self._answering = Answering(
+            self.manifest,
+            self.family,
+            backend,
+            self._encoder,
+            self._prompts,
+            self._tokenizer,
+            self._prefiller,
+            load_token_rules(directory.file("generation_config.json")),
         )
         self._check_parts()
 
@@ -192,37 +194,16 @@ class Pipeline:
         stop = validate_stop(stop)
         if not reuse:
             self.forget()
-        opened = [self._encoder.open(medium, fps) for medium in conversation.media]
-        clock = Stopwatch()
-        num_pictures = conversation.num_pictures
-        media = [
-            self._encoder.prepare(each, num_media=num_pictures, num_frames=num_frames, scope=scope)
-            for each in opened
-        ]
-        prompt = self._prompts.write(conversation, [each.prepared for each in media])
-        self._check_fits(prompt, media, rule)
-        clock.lap("preprocess")
-        kept = self._encode(media, rule, interrupted)
-        clock.lap("vision")
-        _add_earlier_time(clock.laps, media)
-        rows = self._prune(prompt, media, kept)
-        limit = self._answer_limit(rows, max_new_tokens)
-        sampler = Sampler(sampling, make_processor(self._rules, sampling, prompt.ids, limit))
-        if self.manifest.selector.inside_llm and media:
-            started = self._prefiller.prefill_pruned(rows, kept, rule, sampler, clock)
-        else:
-            places = [each.indices.tolist() for each in kept]
-            keys = row_keys(rows, [each.digest for each in media], places, scope)
-            turns = self._turn_ends(conversation, media, prompt, rows)
-            started = self._prefiller.prefill(rows, kept, keys, sampler, clock, scope, turns)
-        return Generation(
-            self._record(rows, media, num_pictures, started, clock),
-            step=started.step,
-            sampler=sampler,
-            stream=self._tokenizer.stream(),
-            eos_token_ids=() if ignore_eos else self._rules.eos_token_ids,
-            limit=limit,
-            stop=stop,
+        return self._answering.begin(
+            conversation,
+            rule,
+            sampling,
+            stop,
+            max_new_tokens=max_new_tokens,
+            ignore_eos=ignore_eos,
+            num_frames=num_frames,
+            fps=fps,
+            scope=scope,
             interrupted=interrupted,
         )
 
@@ -371,93 +352,6 @@ class Pipeline:
         self._prefiller.forget()
         self._encoder.cache.clear()
 
-    def _check_fits(self, prompt: Prompt, media: Sequence[PreparedMedium], rule: KeepRule) -> None:
-        """Refuse a prompt that is too long before the vision graph runs, where that is known."""
-        counts = [rule.count(each.prepared.num_tokens) for each in media]
-        if isinstance(rule.keep, float) or rule.keep is None:
-            inside = self.manifest.selector.inside_llm
-            visual = int(prompt.is_visual.sum()) if inside else sum(counts)
-            total = prompt.num_text_tokens + visual
-            answer_limit(
-                self.manifest,
-                max_new_tokens=1,
-                prompt_tokens=total,
-                num_visual=visual,
-                next_position=total,
-            )
-
-    def _encode(
-        self, media: Sequence[PreparedMedium], rule: KeepRule, interrupted: Callable[[], bool]
-    ) -> list[KeptTokens]:
-        """The tokens of each medium that enter the LLM.
-
-        All of them for a selection inside it: the layers in front process them.
-        """
-        inside = self.manifest.selector.inside_llm
-        kept = []
-        for medium in media:
-            _stop_if(interrupted)
-            features = self._encoder.encode(medium)
-            total = medium.prepared.num_tokens
-            kept.append(take_kept(features, total if inside else rule.count(total, features.cover)))
-        _stop_if(interrupted)
-        return kept
-
-    def _prune(
-        self, prompt: Prompt, media: Sequence[PreparedMedium], kept: Sequence[KeptTokens]
-    ) -> PromptRows:
-        prepared = [each.prepared for each in media]
-        positions, next_position = self.family.positions(prompt.is_visual, prepared)
-        indices = [each.indices for each in kept]
-        mode = self.manifest.selector.positions
-        return prune_prompt(prompt, indices, positions, next_position, mode)
-
-    def _turn_ends(
-        self,
-        conversation: Conversation,
-        media: Sequence[PreparedMedium],
-        prompt: Prompt,
-        rows: PromptRows,
-    ) -> list[int]:
-        """Rows of the pruned prompt at which its earlier answers begin, where that matters."""
-        if self._prefiller.rows_together == 1:
-            return []
-        prepared = [each.prepared for each in media]
-        ends = self._prompts.turn_ends(conversation, prepared, prompt)
-        return [rows.row_of(end) for end in ends]
-
-    def _record(
-        self,
-        rows: PromptRows,
-        media: Sequence[PreparedMedium],
-        num_pictures: int,
-        started: Started,
-        clock: Stopwatch,
-    ) -> Prefill:
-        """What is known of an answer once its first token is chosen."""
-        return Prefill(
-            images=tuple(
-                _image_result(kept, each.prepared, num_pictures)
-                for kept, each in zip(started.kept, media, strict=True)
-            ),
-            prompt_tokens=len(rows),
-            cached_tokens=started.cached,
-            first_token=started.first_token,
-            laps=clock.laps,
-            selection_ms=started.selection_ms,
-            kv_cache=self.manifest.kv_cache_bytes,
-            backend=self.backend.name,
-        )
-
-    def _answer_limit(self, rows: PromptRows, max_new_tokens: int) -> int:
-        return answer_limit(
-            self.manifest,
-            max_new_tokens=max_new_tokens,
-            prompt_tokens=len(rows),
-            num_visual=int(rows.is_visual.sum()),
-            next_position=rows.next_position,
-        )
-
     @property
     def _most_tokens(self) -> int:
         """Visual tokens of the largest picture, as the family counts them."""
@@ -490,29 +384,3 @@ def _rows_together(manifest: Manifest, backend: Backend) -> int:
     """
     quantized = manifest.quant is not None or manifest.prefill_quant is not None
     return (backend.rows_at_once or 1) if quantized else 1
-
-
-def _stop_if(interrupted: Callable[[], bool]) -> None:
-    if interrupted():
-        raise InterruptedAnswerError
-
-
-def _add_earlier_time(laps: dict[str, float], media: Sequence[PreparedMedium]) -> None:
-    """Count what encoding took as part of this answer, whenever it was done."""
-    for medium in media:
-        if medium.encoded is not None:
-            laps["preprocess"] += medium.encoded.preprocess_ms
-            laps["vision"] += medium.encoded.vision_ms
-
-
-def _image_result(kept: KeptTokens, prepared: Prepared, num_media: int) -> ImageResult:
-    order = None if kept.order is None else tuple(kept.order.tolist())
-    return ImageResult(
-        tuple(kept.indices.tolist()),
-        kept.num_image_tokens,
-        order,
-        kind=prepared.kind,
-        cover=kept.cover,
-        note=prepared.note,
-        num_media=num_media,
-    )

@@ -378,11 +378,11 @@ def test_a_refused_generation_leaves_the_one_before_alone(pipeline, picture):
     assert len(first.result.token_ids) == 5
 
 
-def test_the_answer_stops_with_a_warning_where_the_room_ends(pipeline, picture, caplog):
+def test_the_answer_stops_with_a_warning_where_the_room_ends(pipeline, engine_dir, picture, caplog):
     needed = pipeline.generate(picture, QUESTION, max_new_tokens=1).result.prompt_tokens
-    pipeline.manifest = replace(pipeline.manifest, max_prefill_len=needed, max_seq_len=needed + 3)
+    short = Pipeline.from_dir(engine_dir, max_seq_len=needed + 3)
     with caplog.at_level(logging.WARNING):
-        result = pipeline.generate(picture, QUESTION, max_new_tokens=10).result
+        result = short.generate(picture, QUESTION, max_new_tokens=10).result
     assert len(result.token_ids) == 3
     assert result.finish_reason == "length"
     assert "3 of 10 tokens" in caplog.text
