@@ -13,6 +13,8 @@ from benchmarks.serving_table import main, render
 OVERHEAD: dict[str, Any] = {
     "engine": "tiny",
     "threads": 1,
+    "picture": "photo",
+    "request_kb": 40,
     "rounds": 3,
     "answer_tokens": 64,
     "ttft_ms": {"api": 10.0, "server": 12.0},
