@@ -214,7 +214,7 @@ def open_selection_graph(
 def open_kernel_selection(
     library: ModuleType, directory: EngineDirectory, kernel: SelectionKernel, *, threads: int | None
 ) -> Selection:
-    """The selection by the kernel, from features on the host."""
+    """The selection by the kernel, from features on the host, which it copies to the device."""
     session = open_session(
         library,
         directory,
