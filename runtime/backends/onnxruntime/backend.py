@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from divprune.plugins.driver import Driver
+from divprune.plugins.node import MAX_TOKENS
 from divprune.runtime.backends import PrunedPrefill
 from divprune.runtime.backends.onnxruntime.cache import KVCache
 from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
@@ -139,7 +140,8 @@ def open_kernel(manifest: Manifest) -> SelectionKernel | None:
     if "vision_features" not in manifest.graphs:
         log.warning(
             "the selection runs as an ONNX Loop, which is slow on a GPU: this directory has no"
-            " vision/features.onnx"
+            " vision/features.onnx (exports with --dtype fp16 and up to %d visual tokens have)",
+            MAX_TOKENS,
         )
         return None
     try:
