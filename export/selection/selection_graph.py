@@ -230,8 +230,9 @@ def _write_choice(
     with_plugin: bool = False,
 ) -> tuple[ir.Value, ...]:
     """The order, and the cover where there is one, from features in float32."""
-    in_float32 = op("Cast", features, to=ir.DataType.FLOAT)
-    cast = op.nodes[-1]
+    before = len(op.nodes)
+    in_float32 = _in_float32(op, features)
+    casts = list(op.nodes)[before:]
     chosen: tuple[ir.Value, ...]
     if with_plugin:
         assert isinstance(selector, PluginSelector), selector.name
@@ -242,8 +243,22 @@ def _write_choice(
     else:
         chosen = (selector.write(op, in_float32, *sizes, signals),)
     if not in_float32.uses():  # a selector that does not look at them
-        graph.remove(cast, safe=True)
+        graph.remove(casts, safe=True)
     return chosen
+
+
+def _in_float32(op: GraphWriter, features: ir.Value) -> ir.Value:
+    """The features in float32, with no more digits than they have.
+
+    On a CPU ONNX Runtime computes float16 in float32 and lets casts there and back cancel out: the
+    selection would read numbers that were not rounded, and choose other tokens. Behind another
+    operator it takes no such cast away.
+    """
+    wide = op("Cast", features, to=ir.DataType.FLOAT)
+    if features.dtype != ir.DataType.FLOAT16:
+        return wide
+    apart = op("Flatten", wide, axis=1)  # of two dimensions: as it was
+    return op("Cast", op("Cast", apart, to=ir.DataType.FLOAT16), to=ir.DataType.FLOAT)
 
 
 def _or_kept(num_kept: int | None) -> int | str:

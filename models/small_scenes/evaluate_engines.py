@@ -23,7 +23,8 @@ from models.small_scenes.questions import Question
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from divprune.runtime.backends import Backend, ImageFeatures
+    from divprune.runtime.backends import Backend
+    from divprune.runtime.backends.image_features import ImageFeatures
 
 __all__ = ["RandomSelection", "RememberedPictures", "evaluate_engines", "export_engines", "main"]
 
@@ -110,7 +111,7 @@ class RandomSelection:
 
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """The picture's features with as many rows picked at random as were selected."""
-        from divprune.runtime.backends import ImageFeatures
+        from divprune.runtime.backends.image_features import ImageFeatures
 
         features = self._backend.encode_image(inputs)
         rows = features.image_features

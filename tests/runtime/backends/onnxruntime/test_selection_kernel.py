@@ -113,6 +113,18 @@ def test_the_kernel_between_sessions_selects_as_the_loop_does(name, exported, dr
                 np.testing.assert_array_equal(one, other)
 
 
+def test_a_float16_loop_on_a_cpu_selects_by_the_features_that_it_gives(exported) -> None:
+    """And not by what they were before they were rounded: noise has many near ties."""
+    pipeline = Pipeline(exported("planes"), load(exported("planes"), device="cpu", threads=1))
+    draw = np.random.default_rng(0)
+    for _ in range(12):
+        picture = draw.integers(0, 256, (*draw.integers(64, 160, 2), 3), np.uint8)
+        found = pipeline.encode_image(picture).features
+        order, cover = DivPrune().select_covered(found.image_features, len(found.selection_order))
+        np.testing.assert_array_equal(found.selection_order, order)
+        np.testing.assert_allclose(found.cover, cover, atol=1e-6)
+
+
 @pytest.fixture(params=["one block", "float16, grid", "float16, cluster"])
 def any_kernel(request, driver, many_driver, monkeypatch) -> Driver:
     """A driver, and what the environment says."""
