@@ -15,7 +15,7 @@ from PIL import Image
 
 from divprune.export.checkpoint.source import read_json_object, resolve_model
 from divprune.export.decoder.graph import write_decoder
-from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph
+from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph, share_data
 from divprune.export.graphs.lanes import check_graph
 from divprune.export.graphs.progress import Progress
 from divprune.export.output.cuda_graphs import write_cuda_graphs
@@ -45,6 +45,7 @@ __all__ = ["ExportOptions", "export_model"]
 _DECODER_STEPS = {
     "llm": "writing the LLM graph",
     "llm_prefill": "writing the LLM graph for prefill",
+    "llm_decode": "writing the LLM graph for recorded steps",
     "llm_front": "writing the front of the LLM",
     "llm_back": "writing the back of the LLM",
 }
@@ -95,9 +96,11 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
 
 def _write_graphs(plan: ExportPlan, directory: Path, progress: Progress) -> dict[str, GraphSpec]:
     graphs = write_vision_graphs(plan, directory, progress)
-    prefill = plan.prefill_part
-    for part in (*plan.decoder_parts(), *([prefill] if prefill else [])):
-        llm = write_decoder(plan.spec, plan.dialect, plan.weights_of(part), part)
+    further = [part for part in (plan.prefill_part, plan.decode_part) if part]
+    for part in (*plan.decoder_parts(), *further):
+        llm = write_decoder(plan.spec, plan.dialect_of(part), plan.weights_of(part), part)
+        if part.name == "llm_decode":
+            share_data(llm, directory / DECODER_FILES["llm"])
         path, what = DECODER_FILES[part.name], _DECODER_STEPS[part.name]
         graphs[part.name] = _save(plan, llm, directory, path, what, progress)
     if plan.in_llm is not None and plan.in_llm.inputs:

@@ -142,18 +142,18 @@ def _time_selection(key: str, engine: Path) -> None:
 
     from divprune.plugins.driver import Driver
     from divprune.plugins.feature_selection import SIMILARITIES
-    from divprune.runtime.backends.onnxruntime import backend
+    from divprune.runtime.backends.onnxruntime import loading
     from divprune.runtime.backends.onnxruntime.selection_kernel import SelectionKernel
     from divprune.runtime.directory.engine_directory import EngineDirectory
 
     directory = EngineDirectory.open(engine)
     ways = {
-        "loop": backend.open_selection_graph(onnxruntime, directory, device=DEVICE, threads=None)
+        "loop": loading.open_selection_graph(onnxruntime, directory, device=DEVICE, threads=None)
     }
     for similarities in ("float32", "float16") if DEVICE == "cuda" else ():
         os.environ[SIMILARITIES] = similarities
         kernel = SelectionKernel(Driver())
-        ways[kernel.title] = backend.open_kernel_selection(
+        ways[kernel.title] = loading.open_kernel_selection(
             onnxruntime, directory, kernel, threads=None
         )
         del os.environ[SIMILARITIES]

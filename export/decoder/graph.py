@@ -5,6 +5,7 @@
 | in | inputs_embeds | float [1, S, hidden] | S = prompt length in prefill, 1 in decode |
 | in | position_ids | int64 [1, S], or [3, 1, S] | for the rotary embedding only; three: time, height, width |
 | in | write_indices | int64 [1] | first cache slot to write |
+| in | seqlens_k, total_sequence_length | int32 [1] | in llm/decode.onnx instead: the last slot to write, and how many there are at least |
 | in | live_slots | int64 [live] | 0 to live - 1: attention looks no further (``onnx``, ``delta``) |
 | in | deepstack_i | float [1, S, hidden] | added to what layer i makes of its rows, if a model has such; zero on text rows |
 | in/out | past_key_i, past_value_i / present_key_i, present_value_i | float [1, KV heads, S_max, head dim] | one buffer each, updated in place |
@@ -71,10 +72,10 @@ def write_decoder(
     rows = _input(part.input_name, dtype, (1, "sequence", spec.hidden_size))
     axes = (3,) if spec.position_axes == 3 else ()
     position_ids = _input("position_ids", ir.DataType.INT64, (*axes, 1, "sequence"))
-    write_indices = _input("write_indices", ir.DataType.INT64, (1,))
+    slots = [_input(name, kind, (1,)) for name, kind in dialect.slot_inputs.items()]
     live = [_input(LIVE_SLOTS, ir.DataType.INT64, (LIVE_LENGTH,))] * dialect.bounds_attention
-    slots = CACHE_LENGTH if dialect.open_cache_length else part.max_seq_len
-    cache_shape = (1, spec.num_kv_heads, slots, spec.head_dim)
+    length = CACHE_LENGTH if dialect.open_cache_length else part.max_seq_len
+    cache_shape = (1, spec.num_kv_heads, length, spec.head_dim)
     planes = {
         layer: _input(name, dtype, (1, "sequence", spec.hidden_size))
         for layer, name in enumerate(spec.planes)
@@ -90,7 +91,7 @@ def write_decoder(
     with op.scope("shared"):
         rope = _rope(op, spec, position_ids, dtype)
         state = dialect.step_state(
-            op, spec, rows, rope, write_indices, part.max_seq_len, live[0] if live else None
+            op, spec, rows, rope, slots, part.max_seq_len, live[0] if live else None
         )
     blocks = BlockWriter(op, spec, dialect, weights)
     hidden, outputs = rows, []
@@ -103,7 +104,7 @@ def write_decoder(
     results = _results(op, blocks, hidden, spec, part, dtype)
     caches = [value for past in pasts for value in (past.key, past.value)]
     graph = ir.Graph(
-        inputs=[rows, position_ids, write_indices, *live, *planes.values(), *caches],
+        inputs=[rows, position_ids, *slots, *live, *planes.values(), *caches],
         outputs=[*results, *outputs],
         nodes=op.nodes,
         initializers=op.initializers,

@@ -18,6 +18,7 @@ __all__ = ["DECODER_FILES", "describe_graph", "ir_version", "save_graph", "share
 DECODER_FILES = {
     "llm": "llm/model.onnx",
     "llm_prefill": "llm/prefill.onnx",
+    "llm_decode": "llm/decode.onnx",
     "llm_front": "llm/front/model.onnx",
     "llm_back": "llm/back/model.onnx",
 }

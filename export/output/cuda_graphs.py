@@ -33,7 +33,9 @@ __all__ = ["write_cuda_graphs", "write_rows", "write_similarities"]
 def write_cuda_graphs(plan: ExportPlan, directory: Path) -> dict[str, GraphSpec]:
     """Write the three; their descriptions, none where CUDA or the kernel cannot do it."""
     selector = plan.pre_llm
-    if not plan.runs_on_cuda or not isinstance(selector, PluginSelector):
+    if plan.lane.limits is not None or not plan.runs_on_cuda:
+        return {}
+    if not isinstance(selector, PluginSelector):
         return {}
     if plan.num_image_tokens > MAX_TOKENS:
         return {}

@@ -13,6 +13,7 @@ from divprune.export.checkpoint.checkpoint import EMBEDDINGS, LM_HEAD, Checkpoin
 from divprune.export.checkpoint.source import ModelSource
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import Dialect
+from divprune.export.decoder.dialects.ort import OrtDialect, OrtLengthsDialect
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.families import Family
@@ -25,6 +26,7 @@ from divprune.export.selection import (
 )
 from divprune.export.selection.sizes import TOKENS
 from divprune.runtime import families as runtime_families
+from divprune.runtime.directory.cuda_support import flags_without_cuda
 from divprune.runtime.directory.keep import kept_count
 from divprune.runtime.directory.manifest import DimRange
 
@@ -65,18 +67,6 @@ class ExportPlan:
     def varies(self) -> bool:
         """Whether the number of visual tokens depends on the picture."""
         return TOKENS in self.dims
-
-    @property
-    def runs_on_cuda(self) -> bool:
-        """Whether ONNX Runtime can run the directory on CUDA as well: in fp16, without int8."""
-        options, scheme = self.options, self.options.quant_scheme()
-        in_int8 = (scheme is not None and scheme.bits == 8) or options.prefill_quant is not None
-        return (
-            self.dialect.name == "ort"
-            and options.dtype == "fp16"
-            and not in_int8
-            and options.vision_quant is None
-        )
 
     def count_kept(self, num_image_tokens: int) -> int:
         """K of a picture with N tokens."""
@@ -133,6 +123,32 @@ class ExportPlan:
             return None
         layers = range(self.spec.num_layers)
         return DecoderPart("llm_prefill", layers, self.max_seq_len)
+
+    @property
+    def runs_on_cuda(self) -> bool:
+        """Whether ONNX Runtime will have CUDA kernels for all of it, as the manifest says it."""
+        scheme = self.options.quant_scheme()
+        return not flags_without_cuda(
+            dialect=self.dialect.name,
+            dtype=self.options.dtype,
+            bits=None if scheme is None else scheme.bits,
+            vision_quant=self.options.vision_quant,
+            prefill_quant=self.options.prefill_quant,
+        )
+
+    @property
+    def decode_part(self) -> DecoderPart | None:
+        """The decoder once more with its lengths as inputs, where CUDA can record its steps.
+
+        There is none where a selector works inside the LLM: its halves are two sessions.
+        """
+        if self.dialect.name != OrtDialect.name or self.in_llm or not self.runs_on_cuda:
+            return None
+        return DecoderPart("llm_decode", range(self.spec.num_layers), self.max_seq_len)
+
+    def dialect_of(self, part: DecoderPart) -> Dialect:
+        """How a decoder graph is spelled."""
+        return OrtLengthsDialect() if part.name == "llm_decode" else self.dialect
 
     def weights_of(self, part: DecoderPart) -> WeightSource:
         """The weights as a decoder graph stores them."""

@@ -40,7 +40,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 BACKENDS = {
-    "onnxruntime": "divprune.runtime.backends.onnxruntime.backend",
+    "onnxruntime": "divprune.runtime.backends.onnxruntime.loading",
     "tensorrt": "divprune.runtime.backends.tensorrt.backend",
 }
 DEVICES = ("cpu", "cuda")

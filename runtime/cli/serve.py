@@ -198,7 +198,7 @@ def _check_ahead(arguments: argparse.Namespace, backend: Backend) -> None:
     if not backend.encodes_beside_decoding:
         raise OptionError(
             "--encode-ahead cannot be used here",
-            expected="ONNX Runtime with vision graph and LLM in memory together",
+            expected="ONNX Runtime with vision graph and LLM in memory together, unrecorded",
             found=f"{backend.name}, --residency {arguments.residency}",
             fix="leave --encode-ahead out",
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
+from divprune.runtime.directory.cuda_support import flags_without_cuda
 from divprune.runtime.directory.manifest_checks import (
     check,
     check_at_least,
@@ -87,7 +88,8 @@ class Manifest:
     """The content of ``manifest.json``.
 
     ``graphs`` has the keys ``vision``, ``selection`` and ``llm``, or, for a selector inside the
-    LLM, ``vision``, ``llm_front``, ``llm_back`` and, if it chooses, ``llm_selection``. For
+    LLM, ``vision``, ``llm_front``, ``llm_back`` and, if it chooses, ``llm_selection``. Where CUDA
+    can run it and there is one ``llm``, ``llm_decode`` is that with its lengths as inputs. For
     TensorRT there are, sharing their weights, ``vision_plugin``, ``selection_plugin`` and for
     each decoder graph one whose name ends in ``_tensorrt``. ``dtype`` is the precision of the
     weights as the command line spells it (fp16, fp32), ``quant`` and ``vision_quant`` what is
@@ -161,6 +163,22 @@ class Manifest:
     def llm_graphs(self) -> tuple[str, ...]:
         """Keys of the graphs that hold the decoder, in the order in which they run."""
         return ("llm_front", "llm_back") if self.selector.inside_llm else ("llm",)
+
+    @property
+    def flags_without_cuda(self) -> list[str]:
+        """What was chosen at export that ONNX Runtime has no CUDA kernels for."""
+        return flags_without_cuda(
+            dialect=self.dialect,
+            dtype=self.dtype,
+            bits=None if self.quant is None else self.quant.bits,
+            vision_quant=self.vision_quant,
+            prefill_quant=self.prefill_quant,
+        )
+
+    @property
+    def runs_on_cuda(self) -> bool:
+        """Whether ONNX Runtime has CUDA kernels for all of it."""
+        return not self.flags_without_cuda
 
     @property
     def has_open_cache_length(self) -> bool:

@@ -182,9 +182,10 @@ def test_graphs_are_described_as_they_are(request: pytest.FixtureRequest, which:
     value = request.getfixturevalue(which)
     directory = value if isinstance(value, Path) else value[0]
     manifest = read(directory)
-    for_cuda = {"vision_features", "vision_similarities", "vision_rows"}
-    more = for_cuda if manifest.dtype == "fp16" else set()
-    assert manifest.graphs.keys() == {"vision", "selection", "llm"} | more
+    for_cuda = {"vision_features", "vision_similarities", "vision_rows", "llm_decode"}
+    further = for_cuda if manifest.runs_on_cuda else set()
+    assert manifest.graphs.keys() == {"vision", "selection", "llm"} | further
+    assert manifest.runs_on_cuda == (which == "tied")
     types = {"float32": "tensor(float)", "float16": "tensor(float16)"}
     types |= {"int64": "tensor(int64)", "int32": "tensor(int32)"}
     for graph in manifest.graphs.values():

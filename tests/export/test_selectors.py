@@ -190,7 +190,7 @@ def test_the_full_graph_reads_the_weights_from_the_small_ones_file(
 def test_the_full_graph_is_opened_only_for_the_baseline(
     exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from divprune.runtime.backends.onnxruntime import backend as adapter
+    from divprune.runtime.backends.onnxruntime import loading as adapter
 
     opened = []
     really_open = adapter.open_session

@@ -14,8 +14,9 @@ import pytest
 
 from divprune.plugins.driver import Driver
 from divprune.plugins.ptx import CLUSTER, GRID, HALF_GRAM, SOURCE_FILE, read_ptx, read_source
+from divprune.runtime.backends.cuda import kernels
 
-__all__ = ["MANY", "EmulatedDriver", "EmulatedManyDriver"]
+__all__ = ["MANY", "EmulatedDriver", "EmulatedManyDriver", "EmulatedReductions"]
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-w"]
@@ -91,3 +92,11 @@ class EmulatedManyDriver(EmulatedDriver):
     def num_launches(self, entry: str) -> int:
         """How often an entry has been launched."""
         return int(self._emulated.emulator_launches(entry.encode()))
+
+
+class EmulatedReductions(EmulatedDriver):
+    """The same with the kernels of ``runtime/backends/cuda`` instead."""
+
+    def __init__(self, folder: Path) -> None:
+        source = {"kernels.cu": kernels.SOURCE_FILE.read_text()}
+        self._compile(folder, source, _ENTRY.findall(kernels.PTX_FILE.read_text()))

@@ -99,7 +99,7 @@ def test_quantised_weights_take_whole_pieces_from_the_cache_and_compute_as_a_fre
     rows_at_once, options, target_dir, picture, monkeypatch
 ):
     """Activations of 8 bits turn the last digit of a sum into a visible difference."""
-    monkeypatch.setattr("divprune.runtime.backends.onnxruntime.backend.ROWS_ON_CPU", rows_at_once)
+    monkeypatch.setattr("divprune.runtime.backends.onnxruntime.loading.ROWS_ON_CPU", rows_at_once)
     directory = target_dir("onnxruntime", **options)
     growing, fresh = (Pipeline.from_dir(directory, threads=1) for _ in range(2))
     seen = {id(each): record_logits(each, monkeypatch) for each in (growing, fresh)}

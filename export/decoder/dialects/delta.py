@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -18,7 +18,7 @@ from divprune.export.decoder.dialects.pieces import (
     row_offsets,
     split_heads,
 )
-from divprune.export.decoder.dialects.protocol import KVPair, StepState
+from divprune.export.decoder.dialects.protocol import WRITE_INDICES, KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.writer import GraphWriter
 
@@ -45,6 +45,7 @@ class DeltaDialect:
 
     name = "delta"
     cache_output: Literal["present", "new"] = "new"
+    slot_inputs = WRITE_INDICES
     open_cache_length = False
     bounds_attention = True
     min_onnxruntime = "1.22"
@@ -59,11 +60,12 @@ class DeltaDialect:
         spec: DecoderSpec,
         inputs_embeds: ir.Value,
         rope: tuple[ir.Value, ir.Value],
-        write_indices: ir.Value,
+        slots: Sequence[ir.Value],
         max_seq_len: int,
         live_slots: ir.Value | None,
     ) -> StepState:
         """Which slots (bool [1, live]) and which new rows (bool [G * S, S]) a row sees."""
+        (write_indices,) = slots
         groups = spec.num_heads // spec.num_kv_heads
         head_axes = op.constant(np.array([0, 2]), "head_axes")
         cosine, sine = (op("Unsqueeze", table, head_axes) for table in rope)
@@ -72,10 +74,10 @@ class DeltaDialect:
         below = op("Unsqueeze", in_groups, op.constant(np.array([1]), "below"))
         beside = op("Unsqueeze", offsets, op.constant(np.array([0]), "beside"))
         assert live_slots is not None
-        slots = op("Unsqueeze", live_slots, op.constant(np.array([0]), "row"), name="slots")
+        row = op("Unsqueeze", live_slots, op.constant(np.array([0]), "row"), name="slots")
         extras = {
             "live": live_length(op, live_slots),
-            "sees_slot": op("Less", slots, write_indices, name="sees_slot"),
+            "sees_slot": op("Less", row, write_indices, name="sees_slot"),
             "sees_new": op("LessOrEqual", beside, below, name="sees_new"),
             "halves": op.constant(np.array([spec.head_dim // 2] * 2), "halves"),
         }

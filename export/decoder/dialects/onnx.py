@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -18,7 +18,7 @@ from divprune.export.decoder.dialects.pieces import (
     row_offsets,
     split_heads,
 )
-from divprune.export.decoder.dialects.protocol import KVPair, StepState
+from divprune.export.decoder.dialects.protocol import WRITE_INDICES, KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.writer import GraphWriter
 
@@ -38,6 +38,7 @@ class OnnxDialect:
     name = "onnx"
     opset_imports: Mapping[str, int] = MappingProxyType({"": 24})
     cache_output: Literal["present", "new"] = "present"
+    slot_inputs = WRITE_INDICES
     open_cache_length = False
     bounds_attention = True
     min_onnxruntime = "1.25"
@@ -48,12 +49,13 @@ class OnnxDialect:
         spec: DecoderSpec,
         inputs_embeds: ir.Value,
         rope: tuple[ir.Value, ir.Value],
-        write_indices: ir.Value,
+        slots: Sequence[ir.Value],
         max_seq_len: int,
         live_slots: ir.Value | None,
     ) -> StepState:
         """The mask bool [1, 1, S, live] and where to write."""
         assert live_slots is not None
+        (write_indices,) = slots
         batch = op.constant(np.array([0]), "batch")
         cosine, sine = (op("Unsqueeze", table, batch) for table in rope)
         offsets = row_offsets(op, inputs_embeds, max_seq_len)

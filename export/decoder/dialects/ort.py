@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -12,11 +12,11 @@ import onnx_ir as ir
 from divprune.export.checkpoint.quantization.dynamic_int8 import dynamic_int8_matmul
 from divprune.export.checkpoint.quantization.matmul_nbits import matmul_nbits
 from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
-from divprune.export.decoder.dialects.protocol import KVPair, StepState
+from divprune.export.decoder.dialects.protocol import WRITE_INDICES, KVPair, StepState
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.writer import GraphWriter
 
-__all__ = ["OrtDialect"]
+__all__ = ["OrtDialect", "OrtLengthsDialect"]
 
 
 class OrtDialect:
@@ -30,6 +30,7 @@ class OrtDialect:
     name = "ort"
     opset_imports: Mapping[str, int] = MappingProxyType({"": 20, "com.microsoft": 1})
     cache_output: Literal["present", "new"] = "present"
+    slot_inputs = WRITE_INDICES
     open_cache_length = True
     bounds_attention = False  # the operator does it by itself
     min_onnxruntime = "1.22"
@@ -40,21 +41,21 @@ class OrtDialect:
         spec: DecoderSpec,
         inputs_embeds: ir.Value,
         rope: tuple[ir.Value, ir.Value],
-        write_indices: ir.Value,
+        slots: Sequence[ir.Value],
         max_seq_len: int,
         live_slots: ir.Value | None = None,
     ) -> StepState:
         """Cache lengths as GroupQueryAttention wants them: int32 [1]."""
+        (write_indices,) = slots
         length = op("Shape", inputs_embeds, start=1, end=2, name="sequence_length")
         total = op("Add", write_indices, length, name="total_length")
         last = op("Sub", total, op.constant(np.array([1], np.int64), "one"), name="last_slot")
-        extras = {
-            "seqlens_k": op("Cast", last, to=ir.DataType.INT32, name="seqlens_k"),
-            "total": op("Cast", total, to=ir.DataType.INT32, name="total_sequence_length"),
-            # The rows of cosine and sine are already those of position_ids.
-            "row_offset": op.constant(np.array([0], np.int64), "row_offset"),
-        }
-        return StepState(*rope, extras)
+        return _state(
+            op,
+            rope,
+            op("Cast", last, to=ir.DataType.INT32, name="seqlens_k"),
+            op("Cast", total, to=ir.DataType.INT32, name="total_sequence_length"),
+        )
 
     def quantized_matmul(
         self,
@@ -107,3 +108,41 @@ class OrtDialect:
             scale=spec.head_dim**-0.5,
         )
         return output, KVPair(key, value)
+
+
+class OrtLengthsDialect(OrtDialect):
+    """The same with the lengths as inputs, so that no node of the graph computes on the host.
+
+    ``seqlens_k`` is the last slot that is written; what it masks is never read, so that
+    ``total_sequence_length`` may stay what it is, the length of the cache, while a recorded step
+    runs again and again.
+    """
+
+    slot_inputs: Mapping[str, ir.DataType] = MappingProxyType(
+        {"seqlens_k": ir.DataType.INT32, "total_sequence_length": ir.DataType.INT32}
+    )
+
+    def step_state(
+        self,
+        op: GraphWriter,
+        spec: DecoderSpec,
+        inputs_embeds: ir.Value,
+        rope: tuple[ir.Value, ir.Value],
+        slots: Sequence[ir.Value],
+        max_seq_len: int,
+        live_slots: ir.Value | None = None,
+    ) -> StepState:
+        """The lengths as they are given."""
+        return _state(op, rope, *slots)
+
+
+def _state(
+    op: GraphWriter, rope: tuple[ir.Value, ir.Value], seqlens_k: ir.Value, total: ir.Value
+) -> StepState:
+    extras = {
+        "seqlens_k": seqlens_k,
+        "total": total,
+        # The rows of cosine and sine are already those of position_ids.
+        "row_offset": op.constant(np.array([0], np.int64), "row_offset"),
+    }
+    return StepState(*rope, extras)

@@ -6,8 +6,9 @@ of its own; adding one means adding the module and a line in the registry of thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import onnx_ir as ir
@@ -16,7 +17,10 @@ from divprune.export.checkpoint.quantization.matrix import QuantizedMatrix
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.graphs.writer import GraphWriter
 
-__all__ = ["Dialect", "KVPair", "StepState"]
+__all__ = ["WRITE_INDICES", "Dialect", "KVPair", "StepState"]
+
+WRITE_INDICES: Mapping[str, ir.DataType] = MappingProxyType({"write_indices": ir.DataType.INT64})
+"""The usual ``slot_inputs``: the first cache slot to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class KVPair:
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """What all layers share in one step, made once from ``position_ids`` and ``write_indices``.
+    """What all layers share in one step, made once from the positions and ``slot_inputs``.
 
     ``cosine`` and ``sine`` are [S, head_dim / 2] in the model's dtype, with the axes that the
     dialect adds; ``extras`` are values that only the dialect knows how to use.
@@ -49,6 +53,7 @@ class Dialect(Protocol):
         cache_output: ``present`` where ``present_key_i`` and ``present_value_i`` are the whole
             cache, updated; ``new`` where ``new_key_i`` and ``new_value_i`` are the rows
             [1, KV heads, S, head_dim] that the runtime has to write.
+        slot_inputs: Names and types of the inputs [1] that say which cache slots are written.
         open_cache_length: Whether the length of the cache is a name in the graph, so that the
             runtime may allocate less than ``max_seq_len`` slots.
         bounds_attention: Whether the graph has the input ``live_slots``: int64 [live], the slots
@@ -59,6 +64,7 @@ class Dialect(Protocol):
     name: str
     opset_imports: Mapping[str, int]
     cache_output: Literal["present", "new"]
+    slot_inputs: Mapping[str, ir.DataType]
     open_cache_length: bool
     bounds_attention: bool
     min_onnxruntime: str
@@ -69,14 +75,14 @@ class Dialect(Protocol):
         spec: DecoderSpec,
         inputs_embeds: ir.Value,
         rope: tuple[ir.Value, ir.Value],
-        write_indices: ir.Value,
+        slots: Sequence[ir.Value],
         max_seq_len: int,
         live_slots: ir.Value | None,
     ) -> StepState:
         """Write what the layers share.
 
-        ``rope`` is (cosine, sine), each [S, head_dim / 2]; ``live_slots`` is there where the
-        dialect bounds attention by it.
+        ``rope`` is (cosine, sine), each [S, head_dim / 2]; ``slots`` are the ``slot_inputs``;
+        ``live_slots`` is there where the dialect bounds attention by it.
         """
         ...
 

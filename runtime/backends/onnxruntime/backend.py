@@ -16,6 +16,9 @@ Directories for TensorRT run here as well, to check them before they are copied 
 In the dialect ``delta`` (target jetpack6) the LLM graph yields ``new_key_i`` and ``new_value_i``
 [1, KV heads, S, head dim], and this backend writes them into the cache (on the CPU only).
 
+``llm_decode`` has ``seqlens_k`` (the last slot that is written) and ``total_sequence_length``
+instead of ``write_indices``, int32 [1]; it is opened instead of ``llm`` where steps are recorded.
+
 ``llm_prefill``, where there is one, has the inputs and outputs of ``llm`` and takes the prompt.
 
 With a selection inside the LLM there are ``llm_front``, ``llm_selection`` and ``llm_back``
@@ -24,231 +27,35 @@ With a selection inside the LLM there are ``llm_front``, ``llm_selection`` and `
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from divprune.plugins.driver import Driver
-from divprune.plugins.node import MAX_TOKENS
 from divprune.runtime.backends import PrunedPrefill
-from divprune.runtime.backends.onnxruntime.cache import KVCache
-from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
-from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
-from divprune.runtime.backends.onnxruntime.selection_kernel import KernelSelection, SelectionKernel
-from divprune.runtime.backends.onnxruntime.session import open_session, require_onnxruntime
-from divprune.runtime.backends.onnxruntime.vision import KernelVision, WholeVision
 from divprune.runtime.directory.keep import exported_count
 from divprune.runtime.errors import BackendError, UnsupportedError
 from divprune.runtime.inputs.prompt import staying_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import ModuleType
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from divprune.runtime.backends import Selection
+    from divprune.runtime.backends import Logits
     from divprune.runtime.backends.image_features import ImageFeatures
-    from divprune.runtime.backends.onnxruntime.vision import Vision
-    from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
+    from divprune.runtime.backends.onnxruntime.recorded import RecordedDecoder, Recorder
+    from divprune.runtime.backends.onnxruntime.residents import Residents
     from divprune.runtime.directory.manifest import Manifest
 
-log = logging.getLogger(__name__)
-
-__all__ = ["ROWS_ON_CPU", "OnnxRuntimeBackend", "load", "load_selection"]
+__all__ = ["ROWS_ON_CPU", "OnnxRuntimeBackend"]
 
 ROWS_ON_CPU = 128
 """Prompts go through a CPU in pieces of so many rows: what a layer makes of them stays in its
 caches (636 rows of a 1.1B in int8: 1.2 s instead of 1.6 s on two cores of a Xeon with AMX), and
 scratch memory does not grow with the prompt."""
-
-
-def load(
-    directory: EngineDirectory,
-    *,
-    device: str,
-    threads: int | None,
-    residency: str = "concurrent",
-) -> OnnxRuntimeBackend:
-    """Open the graphs on ``device`` and allocate the KV cache; ``sequential``: vision only.
-
-    Raises:
-        BackendError: if ONNX Runtime is missing, too old, without the device, or refuses.
-        EngineDirectoryError: if a graph is not the one that the manifest describes.
-    """
-    library = require_onnxruntime(directory, device)
-    kernel = open_kernel(directory.manifest) if device == "cuda" else None
-    return open_backend(
-        library, directory, device=device, threads=threads, residency=residency, kernel=kernel
-    )
-
-
-def open_backend(
-    library: ModuleType,
-    directory: EngineDirectory,
-    *,
-    device: str,
-    threads: int | None,
-    residency: str,
-    kernel: SelectionKernel | None,
-) -> OnnxRuntimeBackend:
-    """Open the graphs with an ONNX Runtime that can run them.
-
-    ``kernel`` makes the selection where the directory has graphs for that; None: its vision graph.
-    """
-    manifest = directory.manifest
-
-    def session(name: str, **options: Any) -> Any:
-        directory.require_unchanged()  # what is opened later was checked when the directory was
-        return open_session(library, directory, name, device=device, threads=threads, **options)
-
-    def open_full() -> Any:
-        return residents.full()
-
-    def open_vision() -> Vision:
-        if kernel is None:
-            return WholeVision(session("vision", runs_once=True), manifest, open_full)
-        opened = partial(session, runs_once=True, stream=kernel.stream)
-        return KernelVision(
-            opened("vision_features"),
-            KernelSelection(library, opened("vision_similarities"), kernel),
-            opened("vision_rows"),
-            manifest.selector.num_kept,
-        )
-
-    residents = Residents(
-        open_vision,
-        partial(session, "full", runs_once=True),
-        partial(_open_decoder, library, manifest, device, session),
-        together=residency == "concurrent",
-    )
-    return OnnxRuntimeBackend(
-        residents,
-        manifest,
-        f"onnxruntime {library.__version__} ({_place(manifest, device, kernel)})",
-        rows_at_once=ROWS_ON_CPU if device == "cpu" else None,
-    )
-
-
-def open_kernel(manifest: Manifest) -> SelectionKernel | None:
-    """The kernel on the GPU; None, with a warning, where the vision graph's Loop selects."""
-    if not _has_greedy_loop(manifest):
-        return None
-    if "vision_features" not in manifest.graphs:
-        log.warning(
-            "the selection runs as an ONNX Loop, which is slow on a GPU: this directory has no"
-            " vision/features.onnx (exports with --dtype fp16 and up to %d visual tokens have)",
-            MAX_TOKENS,
-        )
-        return None
-    try:
-        return SelectionKernel(Driver())
-    except BackendError as error:
-        log.warning("the selection runs as an ONNX Loop, which is slow on a GPU: %s", error)
-        return None
-
-
-def _has_greedy_loop(manifest: Manifest) -> bool:
-    """Whether the vision graph chooses one token after the other, as the kernel does."""
-    return any(each.name == "selection_cover" for each in manifest.graphs["vision"].outputs)
-
-
-def _place(manifest: Manifest, device: str, kernel: SelectionKernel | None) -> str:
-    """Where things run, for the backend's name."""
-    if (device == "cpu" and kernel is None) or not _has_greedy_loop(manifest):
-        return device.upper()
-    return f"{device.upper()}, selection: {'loop' if kernel is None else kernel.title}"
-
-
-def _open_decoder(
-    library: ModuleType, manifest: Manifest, device: str, session: Callable[..., Any]
-) -> Decoder:
-    # The larger ones first: what loading needs on top of the weights is gone when others come.
-    has_prefill = "llm_prefill" in manifest.graphs
-    prefill_session = session("llm_prefill", runs_once=True) if has_prefill else None
-    sessions = [session(name, runs_once=False) for name in manifest.llm_graphs]
-    specs = [manifest.decoder_graph(name) for name in manifest.llm_graphs]
-    parts = [
-        DecoderSession(library, opened, spec, KVCache(library, spec, device))
-        for opened, spec in zip(sessions, specs, strict=True)
-    ]
-    prefill = None
-    if prefill_session is not None:
-        prefill = DecoderSession(library, prefill_session, specs[0], parts[0].cache)
-    has_selection = "llm_selection" in manifest.graphs
-    selection = session("llm_selection", runs_once=True) if has_selection else None
-    return Decoder(parts, prefill, selection)
-
-
-def load_selection(directory: EngineDirectory, *, device: str, threads: int | None) -> Selection:
-    """Open what selects in the vision graph's place; the errors are those of ``load``."""
-    library = require_onnxruntime(directory, device)
-    kernel = open_kernel(directory.manifest) if device == "cuda" else None
-    if kernel is not None:
-        return open_kernel_selection(library, directory, kernel, threads=threads)
-    return open_selection_graph(library, directory, device=device, threads=threads)
-
-
-def open_selection_graph(
-    library: ModuleType, directory: EngineDirectory, *, device: str, threads: int | None
-) -> Selection:
-    """The selection as a graph of its own, with its ``Loop``."""
-    session = open_session(
-        library, directory, "selection", device=device, threads=threads, runs_once=True
-    )
-    manifest = directory.manifest
-    outputs = [output.name for output in manifest.graphs["selection"].outputs]
-    takes_features = any(each.name == "image_features" for each in session.get_inputs())
-
-    def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
-        feeds = _made_up_inputs(manifest, len(image_features))
-        feeds |= {"image_features": image_features} if takes_features else {}
-        order: NDArray[np.int64]
-        order, *_ = session.run(outputs, feeds)
-        return order
-
-    return select
-
-
-def open_kernel_selection(
-    library: ModuleType, directory: EngineDirectory, kernel: SelectionKernel, *, threads: int | None
-) -> Selection:
-    """The selection by the kernel, from features on the host, which it copies to the device."""
-    session = open_session(
-        library,
-        directory,
-        "vision_similarities",
-        device=kernel.device,
-        threads=threads,
-        runs_once=True,
-        stream=kernel.stream,
-    )
-    selection, manifest = KernelSelection(library, session, kernel), directory.manifest
-
-    def select(image_features: NDArray[np.floating]) -> NDArray[np.int64]:
-        features = library.OrtValue.ortvalue_from_numpy(image_features, kernel.device)
-        order, _ = selection.choose(features, exported_count(manifest, len(image_features)))
-        kernel.synchronize()
-        chosen: NDArray[np.int64] = order.numpy()[0].astype(np.int64)
-        return chosen
-
-    return select
-
-
-def _made_up_inputs(manifest: Manifest, num_tokens: int) -> dict[str, NDArray[Any]]:
-    """For what a selection reads beside the features: numbers that take as long as real ones."""
-    generator = np.random.default_rng(0)
-    sizes = {"tokens": num_tokens, "kept": exported_count(manifest, num_tokens)}
-    return {
-        spec.name: generator.random(
-            [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], np.float32
-        ).astype(spec.dtype)
-        for spec in manifest.graphs["selection"].inputs
-        if spec.name != "image_features"
-    }
 
 
 def _pieces(count: int, most: int | None) -> list[slice]:
@@ -259,17 +66,28 @@ def _pieces(count: int, most: int | None) -> list[slice]:
 
 
 class OnnxRuntimeBackend:
-    """Sessions of one engine directory; the decoder is in one part, or in a front and a back."""
+    """Sessions of one engine directory; the decoder is in one part, or in a front and a back.
+
+    Args:
+        residents: The sessions.
+        manifest: Manifest of the engine directory.
+        library: Its name and version.
+        places: The device, and what is worth knowing about it, for the backend's name.
+        rows_at_once: Rows of a prompt that go through the LLM together at most.
+        recorder: Of decode steps.
+    """
 
     def __init__(
         self,
         residents: Residents,
         manifest: Manifest,
-        name: str,
+        library: str,
+        places: tuple[str, ...],
         *,
         rows_at_once: int | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        self.name = name
+        self._library, self._places, self._recorder = library, places, recorder
         self._residents = residents
         self.rows_at_once = rows_at_once
         # There masked slots are multiplied by zero instead of being left out.
@@ -277,9 +95,19 @@ class OnnxRuntimeBackend:
         self._manifest = manifest
 
     @property
+    def name(self) -> str:
+        """Library, version, device, what selects, and whether decode steps are recorded."""
+        recording = () if self._recorder is None else (str(self._recorder),)
+        return f"{self._library} ({', '.join((*self._places, *recording))})"
+
+    @property
     def encodes_beside_decoding(self) -> bool:
-        """Sessions may run at the same time, unless one is closed for the other."""
-        return self._residents.together
+        """Sessions may run at the same time, unless one is closed for the other.
+
+        While a step is recorded, CUDA lets no other thread allocate.
+        """
+        records = self._recorder is not None and self._recorder.is_on
+        return self._residents.together and not records
 
     def encode_image(self, inputs: Mapping[str, NDArray[Any]]) -> ImageFeatures:
         """Run the vision graph on its inputs, by name."""
@@ -305,13 +133,15 @@ class OnnxRuntimeBackend:
         inputs_embeds: NDArray[np.floating],
         position_ids: NDArray[np.int64],
         planes: Sequence[NDArray[np.floating]] = (),
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | Logits:
         """Append S rows to the cache and return the logits [V] of the last one.
 
         Raises:
             BackendError: if S rows do not fit into what is left of the cache.
         """
         decoder = self._residents.decoder()
+        if decoder.recorded is not None and inputs_embeds.shape[1] == 1 and not planes:
+            return self._step(decoder.recorded, inputs_embeds, position_ids)
         parts = decoder.parts
         if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
             parts = [decoder.prefill]
@@ -322,6 +152,24 @@ class OnnxRuntimeBackend:
                 rows = graph.run(rows, positions, here)["hidden_states"]
             logits = parts[-1].run(rows, positions, here)["logits"][0, 0]
         return logits
+
+    def _step(
+        self,
+        recorded: RecordedDecoder,
+        row: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+    ) -> NDArray[np.float32] | Logits:
+        """A recorded step; where ONNX Runtime refuses it the sequence goes on without."""
+        try:
+            return recorded.step(row, position_ids)
+        except BackendError:
+            raise
+        except Exception as error:  # ONNX Runtime's share no base class of their own
+            assert self._recorder is not None
+            self._recorder.give_up(error)
+        recorded.close()  # behind the handler: its traceback holds the session
+        self._residents.reopen_decoder(recorded.cache)
+        return self.forward(row, position_ids)
 
     def _in_pieces(
         self,

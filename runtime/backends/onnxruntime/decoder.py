@@ -36,12 +36,16 @@ class DecoderSession:
         self._planes = [t.name for t in spec.inputs if t.name.startswith("deepstack_")]
         self._takes_live_slots = any(tensor.name == LIVE_SLOTS for tensor in spec.inputs)
         self._outputs = [t for t in spec.outputs if not t.name.startswith("present_")]
-        present = {tensor.name for tensor in spec.outputs}
+        self._takes_lengths = any(tensor.name == "seqlens_k" for tensor in spec.inputs)
         self._binding = session.io_binding()
-        for name, buffer in cache.values.items():
-            self._binding.bind_ortvalue_input(f"past_{name}", buffer)
+        self._bind_cache(self._binding, spec)
+
+    def _bind_cache(self, binding: Any, spec: GraphSpec) -> None:
+        present = {tensor.name for tensor in spec.outputs}
+        for name, buffer in self.cache.values.items():
+            binding.bind_ortvalue_input(f"past_{name}", buffer)
             if f"present_{name}" in present:
-                self._binding.bind_ortvalue_output(f"present_{name}", buffer)
+                binding.bind_ortvalue_output(f"present_{name}", buffer)
 
     def run(
         self,
@@ -57,17 +61,11 @@ class DecoderSession:
             BackendError: if S rows do not fit into what is left of the cache.
         """
         cache, count = self.cache, rows.shape[1]
-        if cache.filled + count > cache.capacity:
-            raise BackendError(
-                "the KV cache is full",
-                expected=f"at most {cache.capacity} slots",
-                found=f"{cache.filled} filled and {count} to write",
-                fix="ask for fewer tokens, or take a larger --max-seq-len",
-            )
+        self._require_room(count)
         inputs = {  # alive until the run is over: the binding does not own their memory
             self._rows_name: self._on_host(rows),
             "position_ids": self._on_host(position_ids),
-            "write_indices": self._on_host(np.array([cache.filled], np.int64)),
+            **{name: self._on_host(value) for name, value in self._slots(count)},
             **{name: self._on_host(plane) for name, plane in self._plane_rows(rows, planes)},
         }
         if self._takes_live_slots:
@@ -83,6 +81,25 @@ class DecoderSession:
                 cache.write(name, new)
         cache.filled += count
         return outputs
+
+    def _require_room(self, count: int) -> None:
+        cache = self.cache
+        if cache.filled + count > cache.capacity:
+            raise BackendError(
+                "the KV cache is full",
+                expected=f"at most {cache.capacity} slots",
+                found=f"{cache.filled} filled and {count} to write",
+                fix="ask for fewer tokens, or take a larger --max-seq-len",
+            )
+
+    def _slots(self, count: int) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Which slots of the cache are written, as the graph takes it."""
+        filled = self.cache.filled
+        if self._takes_lengths:
+            yield "seqlens_k", np.array([filled + count - 1], np.int32)
+            yield "total_sequence_length", np.array([filled + count], np.int32)
+        else:
+            yield "write_indices", np.array([filled], np.int64)
 
     def _plane_rows(
         self, rows: NDArray[np.floating], planes: Sequence[NDArray[np.floating]]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from divprune.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
+    from divprune.runtime.backends.onnxruntime.cache import KVCache
     from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
+    from divprune.runtime.backends.onnxruntime.recorded import RecordedDecoder
     from divprune.runtime.backends.onnxruntime.vision import Vision
 
 __all__ = ["Decoder", "Residents"]
@@ -29,11 +32,13 @@ class Decoder:
         parts: The decoder, or a front and a back.
         prefill: What a prompt goes through, if the export has a graph of its own for that.
         selection: The graph that chooses between front and back, if there is one.
+        recorded: The one of ``parts``, where its steps are recorded.
     """
 
     parts: Sequence[DecoderSession]
     prefill: DecoderSession | None
     selection: Any | None
+    recorded: RecordedDecoder | None = None
 
 
 class Residents:
@@ -44,7 +49,7 @@ class Residents:
     Args:
         open_vision: Opens the vision graph.
         open_full: Opens the vision graph of the full picture, which few runs need.
-        open_decoder: Opens the decoder's graphs and allocates the caches.
+        open_decoder: Opens the decoder's graphs and allocates the caches, or takes one given.
         together: Keep what was opened; vision and decoder are opened now.
 
     Attributes:
@@ -55,7 +60,7 @@ class Residents:
         self,
         open_vision: Callable[[], Vision],
         open_full: Callable[[], Any],
-        open_decoder: Callable[[], Decoder],
+        open_decoder: Callable[..., Decoder],
         *,
         together: bool,
     ) -> None:
@@ -104,6 +109,11 @@ class Residents:
                 "ends the one before"
             )
         return self._decoder
+
+    def reopen_decoder(self, cache: KVCache) -> None:
+        """Open the decoder anew for the sequence that a cache holds."""
+        self._decoder = None
+        self._decoder = _timed("LLM", partial(self._open_decoder, cache))
 
     def _close_decoder(self) -> None:
         if not self.together and self._decoder is not None:

@@ -52,9 +52,9 @@ class SelectionKernel:
         return "kernel" if self.from_features is None else "kernel from float16"
 
     @property
-    def stream(self) -> int:
-        """Handle of the stream."""
-        return self._stream.handle
+    def provider_options(self) -> dict[str, str]:
+        """What a session on CUDA is told to compute on the stream."""
+        return {"user_compute_stream": str(self._stream.handle)}
 
     def synchronize(self) -> None:
         """Wait for what was launched."""
@@ -70,7 +70,7 @@ class SelectionKernel:
             cover.data_ptr(),
             num_tokens=gram.shape()[0],
             num_kept=order.shape()[1],
-            stream=self.stream,
+            stream=self._stream.handle,
         )
 
     def choose_from_features(self, features: Any, order: Any, cover: Any, workspace: Any) -> None:
@@ -86,7 +86,7 @@ class SelectionKernel:
             num_tokens=num_tokens,
             width=width,
             num_kept=order.shape()[1],
-            stream=self.stream,
+            stream=self._stream.handle,
         )
 
     def workspace_bytes(self, num_tokens: int, num_kept: int) -> int:

@@ -84,7 +84,7 @@ def open_session(
     device: str,
     threads: int | None,
     runs_once: bool,
-    stream: int | None = None,
+    cuda_options: Mapping[str, str] | None = None,
 ) -> Any:
     """Open a graph of the manifest and check that it is the one the manifest describes.
 
@@ -96,7 +96,7 @@ def open_session(
         threads: Threads inside one operator; None takes one for each physical core.
         runs_once: The graph runs once before another one does the work: after each run its
             threads sleep instead of waiting actively, and its scratch memory is given back.
-        stream: Handle of the CUDA stream to compute on; None has one of its own.
+        cuda_options: Further options of the CUDA provider.
 
     Raises:
         BackendError: if ONNX Runtime refuses the graph or the device.
@@ -108,7 +108,7 @@ def open_session(
         session = onnxruntime.InferenceSession(
             str(directory.file(spec.path)),
             options,
-            providers=_providers(device, stream),
+            providers=_providers(device, cuda_options or {}),
             disabled_optimizers=DISABLED_OPTIMIZERS,
         )
     except Exception as error:
@@ -180,26 +180,14 @@ class _ShrinkingSession:
 def require_precision(directory: EngineDirectory) -> None:
     """Refuse what the CUDA provider has no kernels for; it would run on the CPU, or not at all.
 
-    It has none for DynamicQuantizeLinear and MatMulInteger of uint8, and GroupQueryAttention in
-    float16 only.
-
     Raises:
         BackendError: with the command that exports the same in float16.
     """
     manifest = directory.manifest
-    int8 = manifest.quant is not None and manifest.quant.bits == 8
-    found = [
-        flag
-        for flag, is_there in (
-            ("--quant int8", int8),
-            ("--vision-quant int8", manifest.vision_quant == "int8"),
-            ("--prefill-quant int8", manifest.prefill_quant == "int8"),
-            ("--dtype fp32", manifest.dialect == "ort" and manifest.dtype == "fp32"),
-        )
-        if is_there
-    ]
-    if not found:
+    if manifest.runs_on_cuda:
         return
+    found = manifest.flags_without_cuda
+    int8 = manifest.quant is not None and manifest.quant.bits == 8
     mended = replace(
         manifest,
         dtype="fp16",
@@ -248,14 +236,13 @@ def _require_provider(onnxruntime: ModuleType, device: str, install: str) -> Non
         )
 
 
-def _providers(device: str, stream: int | None) -> list[str | tuple[str, dict[str, str]]]:
+def _providers(
+    device: str, cuda_options: Mapping[str, str]
+) -> list[str | tuple[str, dict[str, str]]]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
     # The selection compares float32 similarities; TF32 would round them to 10 bits.
-    options = {"use_tf32": "0"}
-    if stream is not None:
-        options["user_compute_stream"] = str(stream)
-    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"use_tf32": "0", **cuda_options}), "CPUExecutionProvider"]
 
 
 def _check_tensors(path: str, kind: str, specs: Sequence[TensorSpec], nodes: Sequence[Any]) -> None:

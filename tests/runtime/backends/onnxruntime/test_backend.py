@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from divprune.runtime.backends import choose_device, load_backend
-from divprune.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend, load
+from divprune.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
+from divprune.runtime.backends.onnxruntime.loading import load
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest import TARGETS
 from divprune.runtime.errors import (

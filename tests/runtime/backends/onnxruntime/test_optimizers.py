@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from divprune.runtime.backends.onnxruntime.backend import load
+from divprune.runtime.backends.onnxruntime.loading import load
 from divprune.runtime.backends.onnxruntime.session import DISABLED_OPTIMIZERS
 from divprune.runtime.directory.engine_directory import EngineDirectory
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from divprune.runtime.backends.onnxruntime.backend import load, load_selection
+from divprune.runtime.backends.onnxruntime.loading import load, load_selection
 from divprune.runtime.backends.onnxruntime.session import require_precision
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.directory.manifest_records import QuantInfo

@@ -20,11 +20,10 @@ from divprune.export.export_model import ExportOptions, export_model
 from divprune.export.selection.divprune import DivPrune
 from divprune.plugins.driver import Driver
 from divprune.runtime.backends.image_features import LateFeatures
-from divprune.runtime.backends.onnxruntime import backend as backend_module
-from divprune.runtime.backends.onnxruntime.backend import (
-    OnnxRuntimeBackend,
+from divprune.runtime.backends.onnxruntime import loading as loading_module
+from divprune.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from divprune.runtime.backends.onnxruntime.loading import (
     load,
-    open_backend,
     open_kernel,
     open_kernel_selection,
 )
@@ -85,8 +84,7 @@ def exported(
 
 def open_with_kernel(directory: EngineDirectory, driver: Driver, **options) -> OnnxRuntimeBackend:
     kernel = SelectionKernel(driver, "cpu")
-    options = {"residency": "concurrent", "threads": 1} | options
-    return open_backend(ort, directory, device="cpu", kernel=kernel, **options)
+    return load(directory, device="cpu", threads=1, kernel=kernel, **options)
 
 
 def pictures(name: str) -> list[np.ndarray]:
@@ -233,12 +231,12 @@ def test_the_name_says_what_selects(kernel, exported, driver, monkeypatch, caplo
     def refuse() -> Driver:
         raise BackendError("There is no NVIDIA driver on this machine")
 
-    monkeypatch.setattr(backend_module, "Driver", (lambda: driver) if kernel else refuse)
+    monkeypatch.setattr(loading_module, "Driver", (lambda: driver) if kernel else refuse)
     with caplog.at_level(logging.WARNING):
         opened = open_kernel(manifest)
     assert ("no NVIDIA driver" in caplog.text) is not kernel
-    name = backend_module._place(manifest, "cuda", opened)
-    assert name == f"CUDA, selection: {'kernel' if kernel else 'loop'}"
+    found = loading_module._places(manifest, "cuda", opened)
+    assert found == ("CUDA", f"selection: {'kernel' if kernel else 'loop'}")
 
 
 def test_a_directory_without_graphs_for_the_kernel_keeps_its_loop(engine_dir, caplog) -> None:
