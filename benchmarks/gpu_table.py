@@ -211,6 +211,13 @@ def _checks(report: dict) -> Iterator[tuple[str, str]]:
         if isinstance(step, dict) and len(step.get("selection_ms", {})) > 1:
             title = f"{key.removeprefix('ort_')}: kernels and Loop choose the same"
             yield title, "yes" if step["same_indices"] else "no"
+    step = report.get("recorded", {})
+    for name, row in step.items():
+        if isinstance(row, dict):
+            times = (row[how]["ms_a_token"] for how in ("together", "one by one"))
+            took = "{:.2f}, one by one {:.2f}".format(*times)
+            same = f"{row['same ids']} of {row['answers']} answers the same"
+            yield f"decode, {name}: {step['how']}", f"{same}; ms a token {took}"
     for where in ("cpu", "cuda"):
         if found := report.get("int4", {}).get(where):
             same, answers = found["same_token_ids"], report["int4"]["answers"]

@@ -45,6 +45,7 @@ STEPS: dict[str, tuple[int, str, list[str]]] = {
     "int4": (70, "runtime_steps.int4", []),
     "llava": (120, "llava_step.llava", []),
     "ort_1.1b": (140, "runtime_steps.ort", ["llava-1.1b"]),
+    "recorded": (140, "recorded_step.recorded", []),
     "ort_7b": (320, "runtime_steps.ort", ["llava-1.5-7b", "", "8"]),
 }
 REHEARSED = {"ort_1.1b": ["llava-tiny", "", "3"], "ort_7b": ["llava-tiny", "int4", "3"]}

@@ -44,6 +44,12 @@ def test_every_step_ends_well_and_writes_what_it_found(report):
         assert (report[name]["cases"], report[name]["wrong"]) == (cases, [])
     assert report["kernel_small"]["all"] == report["device"]["all"] == "right"
     assert report["int4"]["cpu"]["relative_distance_max"] < 0.03
+    assert report["recorded"]["how"].startswith("no CUDA here")
+    assert report["recorded"]["wrong"] == []
+    for name in ("small fp16", "small int4"):
+        row = report["recorded"][name]
+        assert row["same ids"] == row["answers"] == 1
+        assert "decode: at fixed addresses" in row["together"]["backend"]
     for name in ("ort_llava-tiny", "ort_llava-tiny-int4"):
         assert report[name]["keep 0.1"]["prompt"] < report[name]["keep 1"]["prompt"]
         assert report[name]["selection_ms"].keys() == {"loop"}
@@ -63,6 +69,7 @@ def test_the_table_takes_what_was_written(report, tmp_path):
     assert "| 66 | 12 | cluster, 2 x 1 x 64 |" in text
     assert "order and cover, many features, 12 cases | all those" in text
     assert "int4 on cpu: largest distance" in text
+    assert "decode, small fp16: no CUDA here" in text
     assert "keep 0.1, our kernel" in text
 
 
