@@ -46,7 +46,7 @@ def _compare(name: str, engine: Path, pictures: list[Path]) -> bool:
 
 def _answers(engine: Path, pictures: list[Path], *, together: bool) -> dict:
     from divprune.runtime import Pipeline
-    from divprune.runtime.backends.onnxruntime.backend import load
+    from divprune.runtime.backends.onnxruntime.loading import load
     from divprune.runtime.directory.engine_directory import EngineDirectory
 
     directory = EngineDirectory.open(engine)

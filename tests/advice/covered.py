@@ -190,7 +190,7 @@ EXPORTS: Mapping[str, str] = {
     "features beyond fp16": "export/selection/checks.py::check_finite::'export with --dtype fp32 if the checkpoint overflows fp16'",
     "a file cut off meanwhile": "export/checkpoint/tensor_file.py::_read_into::'download the file again'",
     "a selector of no name": "export/selection/__init__.py::get_selector::'pass --selector with one of these names'",
-    "a cache that is full": "runtime/backends/onnxruntime/decoder.py::DecoderSession.run::'ask for fewer tokens, or take a larger --max-seq-len'",
+    "a cache that is full": "runtime/backends/onnxruntime/decoder.py::DecoderSession._require_room::'ask for fewer tokens, or take a larger --max-seq-len'",
     "one size for any picture": "export/families/_anyres_base.py::AnyresBase.resized_vision_module::'--max-image-tokens bounds the size of its pictures'",
 }
 

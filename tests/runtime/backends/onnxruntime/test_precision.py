@@ -48,6 +48,7 @@ def exported(directory: EngineDirectory, **changes: Any) -> EngineDirectory:
 def test_what_cuda_has_no_kernels_for_is_refused_by_name(directory, changes, found):
     with pytest.raises(BackendError) as caught:
         require_precision(exported(directory, **changes))
+    assert not exported(directory, **changes).manifest.runs_on_cuda
     assert caught.value.what == f"ONNX Runtime has no CUDA kernels for {found}"
 
 
@@ -57,6 +58,7 @@ def test_what_cuda_has_no_kernels_for_is_refused_by_name(directory, changes, fou
 )
 def test_what_cuda_computes_is_let_through(directory, changes):
     require_precision(exported(directory, **changes))
+    assert exported(directory, **changes).manifest.runs_on_cuda
 
 
 @pytest.mark.parametrize("open_it", [load, load_selection])

@@ -169,6 +169,7 @@ def test_weights_are_in_the_decoders_file(half: EngineDirectory) -> None:
     [
         {"dtype": "fp32"},
         {"dtype": "fp32", "quant": "int8", "vision_quant": "int8"},
+        {"dtype": "fp16", "quant": "int4", "prefill_quant": "int8"},
         {"dtype": "fp16", "selector": "fastv", "keep": 0.2},
         {"target": "tensorrt", "dtype": "fp32"},
     ],
@@ -211,6 +212,19 @@ def test_a_long_cache_gives_the_logits_of_its_filled_part(
     for backend in (ours, theirs):
         backend.reset()
     check_steps(ours, theirs, rows, 0, 3)
+
+
+@pytest.mark.parametrize("slots", [None, 60])
+def test_kernels_are_told_the_length_of_the_whole_cache(
+    half: EngineDirectory, driver: Driver, slots: int | None
+) -> None:
+    """The CPU's kernel goes by seqlens_k alone, so no answer here depends on it."""
+    directory = EngineDirectory.open(half.path, max_seq_len=slots)
+    recorded = open_recorded(directory, driver)._residents.decoder().recorded
+    assert recorded is not None
+    told = recorded._values["total_sequence_length"]
+    assert told.numpy().tolist() == [slots or half.manifest.max_seq_len]
+    assert told.device_name() == "cpu"
 
 
 def test_a_row_with_planes_is_not_taken_for_text(qwen_dir: Path, driver: Driver) -> None:
