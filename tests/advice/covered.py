@@ -255,6 +255,8 @@ SERVING: Mapping[str, str] = {
     "a port that is taken": "runtime/serving/server.py::bind::'choose another --port (0 takes any that is free), or another --host'",
     "a short key": "runtime/serving/options.py::ServerOptions.__post_init__::'--api-key \"$(openssl rand -hex 24)\"'",
     "ray without a directory": "runtime/serving/ray_app.py::RayOptions.read::'engine_dir=/path'",
+    "no server": "runtime/reports/bench/server_load.py::_Server.first_model::'divprune-serve ENGINE_DIR'",
+    "a report of a server": "runtime/cli/bench.py::_measure_server::'--json > FILE'",
     "a network without a key": "runtime/cli/serve.py::_check_exposure::f'{_KEY_VARIABLE}=\"$(openssl rand -hex 24)\" divprune-serve ...'",
     "encoding ahead": "runtime/cli/serve.py::_check_ahead::'leave --encode-ahead out'",
 }
@@ -263,6 +265,9 @@ FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, PACKAGES,
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
+    "export/verify/activations.py::check_half::'--dtype fp32'": "tests/advice/test_overflow.py",
+    "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'": "tests/advice/test_overflow.py",
+    "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'": "tests/advice/test_overflow.py",
     "plugins/feature_selection.py::FeatureSelection.launch::f'{SIMILARITIES}=float32'": "tests/runtime/backends/onnxruntime/test_selection_kernel.py",
     "plugins/environment.py::read_choice::f'{variable}={choices[0]}, or leave it out'": "tests/runtime/backends/onnxruntime/test_selection_kernel.py",
     "export/planning/room.py::check_room::_fitting(longest, needed, pruned)": "tests/export/planning/test_room.py",
@@ -342,15 +347,6 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
 }
 
 NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
-    "takes whole exports of a checkpoint whose activations overflow fp16": (
-        "export/verify/activations.py::check_half::'--dtype fp32'",
-        "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'",
-        "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'",
-    ),
-    "takes a server of another process; the tests of serving start one": (
-        "runtime/cli/bench.py::_measure_server::'--json > FILE'",
-        "runtime/reports/bench/server_load.py::_Server.first_model::'divprune-serve ENGINE_DIR'",
-    ),
     "no case is known that leads there through a command": (
         "export/selection/fixed_order.py::FixedOrder.write_order::'--selector divprune'",
         'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',

@@ -17,8 +17,10 @@ from divprune.runtime.serving.ray_app import RayOptions
 from divprune.runtime.serving.server import bind
 from tests.advice.covered import SERVING
 from tests.advice.tools import assert_gave, attempt, refused
+from tests.runtime.serving.serving_process import ServingProcess
 
 BATCH = "divprune-batch {engine} {rows} {out} --max-new-tokens 1 --threads 1 -q"
+BENCH = "divprune-bench --serve {url} --clients 1 --iters 1 --warmup 0 --max-new-tokens 2 -q"
 ROWS = {
     # Names of columns and keys as people have them.
     "plain": [{"id": "a", "image": "0.png"}, {"id": "b", "image": "1.png"}],
@@ -118,3 +120,21 @@ def test_encoding_ahead_is_left_out(engine_dir, monkeypatch):
     words = ["divprune-serve", str(engine_dir), "--port", "0", "--residency", "sequential"]
     assert_gave(attempt([*words, "--encode-ahead"]), SERVING["encoding ahead"])
     assert attempt(words).code == 0
+
+
+def test_a_server_is_measured_once_it_was_started_and_the_report_goes_where_it_is_sent(
+    engine_dir, tmp_path
+):
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    refusal = attempt(BENCH.format(url=f"http://127.0.0.1:{port}/v1").split())
+    assert_gave(refusal, SERVING["no server"])
+    assert refusal.fix == "divprune-serve ENGINE_DIR"
+    with ServingProcess(engine_dir, "--threads", 1) as running:
+        asked = BENCH.format(url=f"{running.url}/v1").split()
+        refusal = attempt([*asked, "--output", str(tmp_path / "report.json")])
+        assert_gave(refusal, SERVING["a report of a server"])
+        assert refusal.fix.split()[0] == "--json"
+        assert attempt([*asked, "--json"]).code == 0
