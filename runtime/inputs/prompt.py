@@ -151,7 +151,7 @@ def _check_texts(conversation: Conversation, placeholders: Mapping[MediaKind, st
                 f"the question itself contains the {kind} placeholder {placeholder!r}",
                 expected="text without it",
                 found=placeholder,
-                fix="leave it out of --prompt: the chat template places the pictures",
+                fix="leave it out of the text: the chat template places the pictures",
             )
 
 

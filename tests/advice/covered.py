@@ -74,7 +74,7 @@ WORDS: Mapping[str, str] = {
     "overlay in no folder": "runtime/directory/safe_write.py::_unwritable::f'choose another name for {option}'",
     "a conversation and a prompt": "runtime/cli/run.py::_check_options::'put them into the file'",
     "messages of another form": "runtime/inputs/messages.py::_wrong::f'messages look like {_EXAMPLE}'",
-    "a placeholder in the prompt": "runtime/inputs/prompt.py::_check_texts::'leave it out of --prompt: the chat template places the pictures'",
+    "a placeholder in the prompt": "runtime/inputs/prompt.py::_check_texts::'leave it out of the text: the chat template places the pictures'",
     "frames without a video": "runtime/cli/run.py::_check_frames::f'add --video PATH, or leave {names} out'",
     "a video for a model of pictures": "runtime/generation/media_encoder.py::MediaEncoder.open::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
     "text called a picture": "runtime/inputs/image_loading.py::_decoding::'convert it to JPEG or PNG; if it is one, it is damaged: get it again'",
