@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from divprune.runtime.errors import VideoError
 from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image
@@ -140,6 +141,8 @@ def _upright_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as picture:
             width, height = picture.size
+            if isinstance(picture, TiffImageFile):  # Pillow has turned its size already
+                width, height = (picture.tag_v2[tag] for tag in (IMAGEWIDTH, IMAGELENGTH))
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
     except Exception:  # whatever a damaged header made Pillow trip over: this says it well
         load_image(file)

@@ -114,10 +114,11 @@ def test_a_folder_gives_its_pictures_in_the_order_of_their_names(tmp_path: Path)
     assert levels(video.frames) == grey(3)
 
 
-def test_frames_of_a_folder_are_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["0.jpg", "0.tif"])
+def test_frames_of_a_folder_are_upright(tmp_path: Path, name: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    frames(1)[0].save(tmp_path / "0.jpg", exif=exif)
+    frames(1)[0].save(tmp_path / name, exif=exif)
     frames(1, SIZE[::-1])[0].save(tmp_path / "1.png")
     assert {picture.size for picture in load_video(tmp_path).frames} == {SIZE[::-1]}
 
