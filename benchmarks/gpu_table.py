@@ -214,10 +214,11 @@ def _checks(report: dict) -> Iterator[tuple[str, str]]:
     step = report.get("recorded", {})
     for name, row in step.items():
         if isinstance(row, dict):
-            times = (row[how]["ms_a_token"] for how in ("together", "one by one"))
-            took = "{:.2f}, one by one {:.2f}".format(*times)
+            times = [row[how]["ms_a_token"] for how in ("together", "one by one")]
+            times += [row[how]["prefill_ms"] for how in ("prompts too", "one by one")]
+            took = "ms a token {:.2f}, one by one {:.2f}; prefill {:.2f} and {:.2f}".format(*times)
             same = f"{row['same ids']} of {row['answers']} answers the same"
-            yield f"decode, {name}: {step['how']}", f"{same}; ms a token {took}"
+            yield f"prefill and decode, {name}: {step['how']}", f"{same}; {took}"
     for where in ("cpu", "cuda"):
         if found := report.get("int4", {}).get(where):
             same, answers = found["same_token_ids"], report["int4"]["answers"]

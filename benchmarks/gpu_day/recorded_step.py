@@ -1,13 +1,15 @@
-"""Decode steps recorded as CUDA graphs against steps one by one: token ids and times."""
+"""Steps, and prompts, recorded as CUDA graphs against those one by one: token ids and times."""
 
 from __future__ import annotations
 
 import gc
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_day.report import DEVICE, QUICK, ROOT, output, save
 from benchmarks.gpu_day.runtime_steps import INT4, SMALL, _export, _random_checkpoint
+from divprune.runtime.backends.onnxruntime.recorded import PROMPT_LENGTHS, Recorder
 
 STEP = "recorded"
 SHAPE = "llava-1.1b"
@@ -35,24 +37,26 @@ def recorded() -> None:
 
 def _compare(name: str, engine: Path, pictures: list[Path]) -> bool:
     """Whether the steps of the engine were recorded and gave the same token ids."""
-    one_by_one = _answers(engine, pictures, together=False)
-    together = _answers(engine, pictures, together=True)
-    ids = list(zip(one_by_one.pop("ids"), together.pop("ids"), strict=True))
-    same = sum(ours == theirs for ours, theirs in ids)
-    row = {"answers": len(ids), "same ids": same, "one by one": one_by_one, "together": together}
-    save(STEP, **{name: row})
-    return same == len(ids) and "not recorded" not in str(together["backend"])
+    ways = {
+        "one by one": _answers(engine, pictures, None),
+        "together": _answers(engine, pictures, _recorder(())),
+        "prompts too": _answers(engine, pictures, _recorder(PROMPT_LENGTHS)),
+    }
+    ids = list(zip(*(way.pop("ids") for way in ways.values()), strict=True))
+    same = sum(one == other == third for one, other, third in ids)
+    save(STEP, **{name: {"answers": len(ids), "same ids": same, **ways}})
+    refused = [way for way in ways.values() if "not recorded" in str(way["backend"])]
+    return same == len(ids) and not refused
 
 
-def _answers(engine: Path, pictures: list[Path], *, together: bool) -> dict:
+def _answers(engine: Path, pictures: list[Path], recorder: Recorder | None) -> dict:
     from divprune.runtime import Pipeline
     from divprune.runtime.backends.onnxruntime.loading import load
     from divprune.runtime.directory.engine_directory import EngineDirectory
 
     directory = EngineDirectory.open(engine)
-    recorder = _recorder() if together else None
     backend = load(directory, device=DEVICE, threads=None, recorder=recorder)
-    pipeline, ids, times = Pipeline(directory, backend), [], []
+    pipeline, ids, times, prefills = Pipeline(directory, backend), [], [], []
     for picture in pictures:
         for _ in range(2):  # the first one warms up
             pipeline.forget()
@@ -61,20 +65,20 @@ def _answers(engine: Path, pictures: list[Path], *, together: bool) -> dict:
             ).result
         ids.append(list(result.token_ids))
         times += result.timings.decode
+        prefills.append(result.timings.prefill)
     row = {"backend": backend.name, "ids": ids, "ms_a_token": statistics.median(times)}
+    row["prefill_ms"] = statistics.median(prefills)
     del pipeline, backend
     gc.collect()  # the weights of both do not have to fit at once
     return row
 
 
-def _recorder():
-    from divprune.runtime.backends.onnxruntime.recorded import Recorder
-
+def _recorder(lengths: Sequence[int]) -> Recorder:
     if DEVICE == "cuda":
-        return Recorder()
+        return Recorder(lengths=lengths)
     from tests.plugins.emulator import EmulatedReductions
 
     folder = output() / "emulated_reductions"
     folder.mkdir(exist_ok=True)
     driver = EmulatedReductions(folder)
-    return Recorder("cpu", lambda: driver)
+    return Recorder("cpu", lambda: driver, lengths)

@@ -38,12 +38,13 @@ class BlockWriter:
         past: KVPair,
         state: StepState,
         *,
-        last_row: bool = False,
+        last_row: bool | ir.Value = False,
         plane: ir.Value | None = None,
     ) -> tuple[ir.Value, KVPair]:
         """Write block ``layer``: [1, S, hidden] in, [1, S, hidden] and the new cache out.
 
-        With ``last_row`` [1, 1, hidden] comes out: the others are not needed behind attention.
+        With ``last_row`` [1, 1, hidden] comes out: the others are not needed behind attention. It
+        is the last of them, or the one whose number, int64 [1], is given.
         ``plane`` [1, S, hidden] is added to what comes out.
         """
         op, name = self._op, f"language_model.layers.{layer}"
@@ -52,7 +53,9 @@ class BlockWriter:
                 layer, self.norm(hidden, f"{name}.input_layernorm"), past, state
             )
             if last_row:
-                last = op.constant(np.array([-1]), "last_row")
+                last = last_row
+                if not isinstance(last, ir.Value):
+                    last = op.constant(np.array([-1]), "last_row")
                 context = op("Gather", context, last, axis=1, name="last_context")
                 hidden = op("Gather", hidden, last, axis=1, name="last_hidden")
                 plane = plane and op("Gather", plane, last, axis=1, name="last_of_plane")

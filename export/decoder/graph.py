@@ -6,6 +6,7 @@
 | in | position_ids | int64 [1, S], or [3, 1, S] | for the rotary embedding only; three: time, height, width |
 | in | write_indices | int64 [1] | first cache slot to write |
 | in | seqlens_k, total_sequence_length | int32 [1] | in llm/decode.onnx instead: the last slot to write, and how many there are at least |
+| in | last_row | int64 [1] | in llm/decode.onnx: the row that gives the logits; those behind it are padding |
 | in | live_slots | int64 [live] | 0 to live - 1: attention looks no further (``onnx``, ``delta``) |
 | in | deepstack_i | float [1, S, hidden] | added to what layer i makes of its rows, if a model has such; zero on text rows |
 | in/out | past_key_i, past_value_i / present_key_i, present_value_i | float [1, KV heads, S_max, head dim] | one buffer each, updated in place |
@@ -73,6 +74,7 @@ def write_decoder(
     axes = (3,) if spec.position_axes == 3 else ()
     position_ids = _input("position_ids", ir.DataType.INT64, (*axes, 1, "sequence"))
     slots = [_input(name, kind, (1,)) for name, kind in dialect.slot_inputs.items()]
+    last_row = [_input("last_row", ir.DataType.INT64, (1,))] * dialect.takes_last_row
     live = [_input(LIVE_SLOTS, ir.DataType.INT64, (LIVE_LENGTH,))] * dialect.bounds_attention
     length = CACHE_LENGTH if dialect.open_cache_length else part.max_seq_len
     cache_shape = (1, spec.num_kv_heads, length, spec.head_dim)
@@ -96,15 +98,15 @@ def write_decoder(
     blocks = BlockWriter(op, spec, dialect, weights)
     hidden, outputs = rows, []
     for layer, past in zip(part.layers, pasts, strict=True):
-        is_last = layer == spec.num_layers - 1
+        cut = layer == spec.num_layers - 1 and (last_row[0] if last_row else True)
         hidden, present = blocks.write(
-            layer, hidden, past, state, last_row=is_last, plane=planes.get(layer)
+            layer, hidden, past, state, last_row=cut, plane=planes.get(layer)
         )
         outputs += _cache_outputs(dialect, layer, present, past.key)
     results = _results(op, blocks, hidden, spec, part, dtype)
     caches = [value for past in pasts for value in (past.key, past.value)]
     graph = ir.Graph(
-        inputs=[rows, position_ids, *slots, *live, *planes.values(), *caches],
+        inputs=[rows, position_ids, *slots, *last_row, *live, *planes.values(), *caches],
         outputs=[*results, *outputs],
         nodes=op.nodes,
         initializers=op.initializers,

@@ -46,6 +46,7 @@ class DeltaDialect:
     name = "delta"
     cache_output: Literal["present", "new"] = "new"
     slot_inputs = WRITE_INDICES
+    takes_last_row = False
     open_cache_length = False
     bounds_attention = True
     min_onnxruntime = "1.22"

@@ -39,6 +39,7 @@ class OnnxDialect:
     opset_imports: Mapping[str, int] = MappingProxyType({"": 24})
     cache_output: Literal["present", "new"] = "present"
     slot_inputs = WRITE_INDICES
+    takes_last_row = False
     open_cache_length = False
     bounds_attention = True
     min_onnxruntime = "1.25"

@@ -31,6 +31,7 @@ class OrtDialect:
     opset_imports: Mapping[str, int] = MappingProxyType({"": 20, "com.microsoft": 1})
     cache_output: Literal["present", "new"] = "present"
     slot_inputs = WRITE_INDICES
+    takes_last_row = False
     open_cache_length = True
     bounds_attention = False  # the operator does it by itself
     min_onnxruntime = "1.22"
@@ -121,6 +122,7 @@ class OrtLengthsDialect(OrtDialect):
     slot_inputs: Mapping[str, ir.DataType] = MappingProxyType(
         {"seqlens_k": ir.DataType.INT32, "total_sequence_length": ir.DataType.INT32}
     )
+    takes_last_row = True  # a prompt that is padded has rows behind its last one
 
     def step_state(
         self,

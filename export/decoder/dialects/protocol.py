@@ -54,6 +54,8 @@ class Dialect(Protocol):
             cache, updated; ``new`` where ``new_key_i`` and ``new_value_i`` are the rows
             [1, KV heads, S, head_dim] that the runtime has to write.
         slot_inputs: Names and types of the inputs [1] that say which cache slots are written.
+        takes_last_row: Whether the input ``last_row``, int64 [1], says which row gives the logits;
+            otherwise the last one does.
         open_cache_length: Whether the length of the cache is a name in the graph, so that the
             runtime may allocate less than ``max_seq_len`` slots.
         bounds_attention: Whether the graph has the input ``live_slots``: int64 [live], the slots
@@ -65,6 +67,7 @@ class Dialect(Protocol):
     opset_imports: Mapping[str, int]
     cache_output: Literal["present", "new"]
     slot_inputs: Mapping[str, ir.DataType]
+    takes_last_row: bool
     open_cache_length: bool
     bounds_attention: bool
     min_onnxruntime: str

@@ -140,8 +140,10 @@ class OnnxRuntimeBackend:
             BackendError: if S rows do not fit into what is left of the cache.
         """
         decoder = self._residents.decoder()
-        if decoder.recorded is not None and inputs_embeds.shape[1] == 1 and not planes:
-            return self._step(decoder.recorded, inputs_embeds, position_ids)
+        if (recorded := decoder.recorded) is not None:
+            length = recorded.length_for(inputs_embeds.shape[1], has_planes=bool(planes))
+            if length is not None:
+                return self._play(recorded, length, inputs_embeds, position_ids, planes)
         parts = decoder.parts
         if decoder.prefill is not None and inputs_embeds.shape[1] > 1:
             parts = [decoder.prefill]
@@ -153,15 +155,17 @@ class OnnxRuntimeBackend:
             logits = parts[-1].run(rows, positions, here)["logits"][0, 0]
         return logits
 
-    def _step(
+    def _play(
         self,
         recorded: RecordedDecoder,
-        row: NDArray[np.floating],
+        length: int,
+        rows: NDArray[np.floating],
         position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]],
     ) -> NDArray[np.float32] | Logits:
-        """A recorded step; where ONNX Runtime refuses it the sequence goes on without."""
+        """By a recording; where ONNX Runtime refuses it the sequence goes on without."""
         try:
-            return recorded.step(row, position_ids)
+            return recorded.play(length, rows, position_ids, planes)
         except BackendError:
             raise
         except Exception as error:  # ONNX Runtime's share no base class of their own
@@ -169,7 +173,7 @@ class OnnxRuntimeBackend:
             self._recorder.give_up(error)
         recorded.close()  # behind the handler: its traceback holds the session
         self._residents.reopen_decoder(recorded.cache)
-        return self.forward(row, position_ids)
+        return self.forward(rows, position_ids, planes)
 
     def _in_pieces(
         self,

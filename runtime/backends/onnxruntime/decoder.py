@@ -98,6 +98,7 @@ class DecoderSession:
         if self._takes_lengths:
             yield "seqlens_k", np.array([filled + count - 1], np.int32)
             yield "total_sequence_length", np.array([filled + count], np.int32)
+            yield "last_row", np.array([count - 1], np.int64)
         else:
             yield "write_indices", np.array([filled], np.int64)
 

@@ -16,7 +16,7 @@ from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
 from divprune.runtime.backends.onnxruntime.recorded import (
     RecordedDecoder,
     Recorder,
-    wants_recording,
+    wanted_recorder,
 )
 from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
 from divprune.runtime.backends.onnxruntime.selection_kernel import KernelSelection, SelectionKernel
@@ -73,8 +73,8 @@ def load(
         EngineDirectoryError: if a graph is not the one that the manifest describes.
         OptionError: if the environment says nothing that can be done.
     """
-    if recorder is None and device == "cuda" and wants_recording():
-        recorder = Recorder()
+    if recorder is None and device == "cuda":
+        recorder = wanted_recorder()
     library, manifest = require_onnxruntime(directory, device), directory.manifest
     if kernel is None and device == "cuda":
         kernel = open_kernel(manifest)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,22 +33,32 @@ if TYPE_CHECKING:
     from divprune.runtime.backends.onnxruntime.cache import KVCache
     from divprune.runtime.directory.manifest import GraphSpec, TensorSpec
 
-__all__ = ["VARIABLE", "RecordedDecoder", "Recorder", "StepLogits", "wants_recording"]
+__all__ = [
+    "PROMPT_LENGTHS",
+    "VARIABLE",
+    "RecordedDecoder",
+    "Recorder",
+    "StepLogits",
+    "wanted_recorder",
+]
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "DIVPRUNE_CUDA_GRAPHS"
-_SKIP_RECORDING = ("gpu_graph_id", "-1")  # of a run
+PROMPT_LENGTHS = (64, 128, 256, 512)
+"""Rows that a recorded prompt is padded to."""
+_RECORDING, _NONE = "gpu_graph_id", "-1"  # option of a run, and its value where nothing is recorded
 _BEST = np.dtype([("index", np.int32), ("value", np.float32)])
 
 
-def wants_recording(environment: Mapping[str, str] = os.environ) -> bool:
-    """What the environment says.
+def wanted_recorder(environment: Mapping[str, str] = os.environ) -> Recorder | None:
+    """What the environment asks for, on CUDA.
 
     Raises:
-        OptionError: if it says something else.
+        OptionError: if it says something that there is not.
     """
-    return read_choice(VARIABLE, ("0", "1"), environment) == "1"
+    choice = read_choice(VARIABLE, ("0", "1", "all"), environment)
+    return None if choice == "0" else Recorder(lengths=PROMPT_LENGTHS if choice == "all" else ())
 
 
 class Recorder:
@@ -56,13 +67,21 @@ class Recorder:
     Args:
         device: ``cuda``, or ``cpu``: the same steps without a recording.
         open_driver: Opens the CUDA driver.
+        lengths: Rows to which prompts are padded that are recorded too, ascending.
 
     Attributes:
+        device: The same.
+        lengths: The same.
         is_on: Whether steps are recorded; not after something refused that.
     """
 
-    def __init__(self, device: str = "cuda", open_driver: Callable[[], Driver] = Driver) -> None:
-        self.device, self.is_on = device, True
+    def __init__(
+        self,
+        device: str = "cuda",
+        open_driver: Callable[[], Driver] = Driver,
+        lengths: Sequence[int] = (),
+    ) -> None:
+        self.device, self.is_on, self.lengths = device, True, tuple(lengths)
         self._open_driver = open_driver
         self._gpu: tuple[DeviceStream, Kernels] | None = None
 
@@ -79,7 +98,8 @@ class Recorder:
     def __str__(self) -> str:
         """As a part of the backend's name."""
         recorded = "recorded" if self.device == "cuda" else "at fixed addresses"
-        return f"decode: {recorded if self.is_on else 'not recorded'}"
+        what = "prefill and decode" if self.lengths else "decode"
+        return f"{what}: {recorded if self.is_on else 'not recorded'}"
 
     def give_up(self, reason: object) -> None:
         """Say that steps run one by one from now on."""
@@ -134,7 +154,7 @@ class StepLogits:
 
 
 class RecordedDecoder(DecoderSession):
-    """A session of ``llm_decode``: prompts run as they come, rows of one token as a recording.
+    """A session of ``llm_decode``: rows of one of a few numbers are played back from a recording.
 
     Opening it runs a step, which ONNX Runtime records; slot 0 of the cache is written by it.
 
@@ -146,7 +166,7 @@ class RecordedDecoder(DecoderSession):
         recorder: Where steps are recorded.
 
     Attributes:
-        num_steps: Recorded steps that ran.
+        num_steps: Recorded runs so far.
     """
 
     def __init__(
@@ -157,75 +177,132 @@ class RecordedDecoder(DecoderSession):
         cache: KVCache,
         recorder: Recorder,
     ) -> None:
-        super().__init__(library, _Unrecorded(library, session), spec, cache)
-        self._recorder, self.num_steps = recorder, 0
+        super().__init__(library, _WithOption(library, session, _NONE), spec, cache)
+        self._library, self._spec, self._recorder = library, spec, recorder
         self._recorded: Any = session
-        self._step = session.io_binding()
-        self._bind_cache(self._step, spec)
-        self._values = {}
-        for tensor in spec.inputs:
-            if not tensor.name.startswith("past_"):
-                self._values[tensor.name] = value = self._place(tensor)
-                self._step.bind_ortvalue_input(tensor.name, value)
+        self.num_steps = 0
         (logits,) = self._outputs
-        self._logits = self._place(logits)
-        self._step.bind_ortvalue_output(logits.name, self._logits)
+        self._logits = self._place(logits, 1)
         self._best = self._ort_value.ortvalue_from_numpy(np.zeros(2, np.int32), recorder.device, 0)
-        self._recorded.run_with_iobinding(self._step)
+        self._recordings = {1: self._record(1)}
+        self._recordings[1].run()
 
-    def _place(self, tensor: TensorSpec) -> Any:
-        """Room for a tensor of one row, at a place that does not change: zeros.
+    def length_for(self, count: int, *, has_planes: bool) -> int | None:
+        """How many rows the recording has that takes ``count`` rows; None where none does."""
+        if count == 1:
+            return None if has_planes else 1
+        room = self.cache.capacity - self.cache.filled
+        return next((n for n in self._recorder.lengths if count <= n <= room), None)
 
-        The kernels read how many slots there are on the host. While a recording is launched
-        again and again that cannot change: it is the whole cache, of which ``seqlens_k`` masks
-        the rest.
-        """
-        shape = [dim if isinstance(dim, int) else 1 for dim in tensor.shape]
-        values, device = np.zeros(shape, tensor.dtype), self._recorder.device
-        if tensor.name == "total_sequence_length":
-            values[:], device = self.cache.capacity, "cpu"
-        return self._ort_value.ortvalue_from_numpy(values, device, 0)
+    def play(
+        self,
+        length: int,
+        rows: NDArray[np.floating],
+        position_ids: NDArray[np.int64],
+        planes: Sequence[NDArray[np.floating]] = (),
+    ) -> StepLogits:
+        """Append S rows [1, S, hidden] to the cache by a recording of as many or more.
 
-    def step(self, row: NDArray[np.floating], position_ids: NDArray[np.int64]) -> StepLogits:
-        """Append a row of text [1, 1, hidden] to the cache.
+        Rows of padding come behind them. Attention is causal, so that no row sees them, and what
+        they leave in the cache is written over before it counts.
 
         Raises:
             BackendError: if the cache is full.
         """
-        self._require_room(1)
-        here = {
-            self._rows_name: row,
-            "position_ids": position_ids,
-            "seqlens_k": np.array([self.cache.filled], np.int32),
-        }
-        for name, array in here.items():
-            self._values[name].update_inplace(np.ascontiguousarray(array))
-        self._recorded.run_with_iobinding(self._step)
-        self.cache.filled += 1
+        count, filled = rows.shape[1], self.cache.filled
+        self._require_room(count)
+        if length not in self._recordings:
+            self._recordings[length] = self._record(length)
+        recording = self._recordings[length]
+        recording.write(self._rows_name, _padded(rows, length, 1))
+        recording.write("position_ids", _padded(position_ids, length, -1))
+        recording.write("seqlens_k", np.array([filled + length - 1], np.int32))
+        recording.write("last_row", np.array([count - 1], np.int64))
+        if length > 1:
+            for name, plane in self._plane_rows(rows, planes):
+                recording.write(name, _padded(plane, length, 1))
+        recording.run()
+        self.cache.filled += count
         self.num_steps += 1
         return StepLogits(self)
 
     def best(self) -> tuple[int, float]:
-        """Index and value of the largest logit of the latest step."""
+        """Index and value of the largest logit of the latest run."""
         return self._recorder.best(self._logits, self._best)
 
     def download_logits(self) -> NDArray[np.float32]:
-        """All logits [V] of the latest step."""
+        """All logits [V] of the latest run."""
         logits: NDArray[np.float32] = self._logits.numpy()[0, 0].copy()
         return logits
 
     def close(self) -> None:
         """Give the session back; the cache stays."""
-        self._session = self._binding = self._recorded = self._step = None
+        self._recordings.clear()
+        self._session = self._binding = self._recorded = None
+
+    def _record(self, length: int) -> _Recording:
+        """A recording of so many rows, to be made by its first run."""
+        session = _WithOption(self._library, self._recorded, str(length))
+        binding, values = session.io_binding(), {}
+        self._bind_cache(binding, self._spec)
+        for tensor in self._spec.inputs:
+            if not tensor.name.startswith("past_"):
+                values[tensor.name] = value = self._place(tensor, length)
+                binding.bind_ortvalue_input(tensor.name, value)
+        binding.bind_ortvalue_output(self._outputs[0].name, self._logits)
+        return _Recording(session, binding, values)
+
+    def _place(self, tensor: TensorSpec, length: int) -> Any:
+        """Room for a tensor of so many rows, at a place that does not change: zeros.
+
+        The kernels read how many slots there are on the host. While a recording is launched
+        again and again that cannot change: it is the whole cache, of which ``seqlens_k`` masks
+        the rest.
+        """
+        shape = [dim if isinstance(dim, int) else length for dim in tensor.shape]
+        values, device = np.zeros(shape, tensor.dtype), self._recorder.device
+        if tensor.name == "total_sequence_length":
+            values[:], device = self.cache.capacity, "cpu"
+        return self._ort_value.ortvalue_from_numpy(values, device, 0)
 
 
-class _Unrecorded:
-    """A session that records its runs, but not these."""
+@dataclass(frozen=True)
+class _Recording:
+    """Inputs and outputs of a number of rows at places that do not change.
 
-    def __init__(self, library: ModuleType, session: Any) -> None:
+    Attributes:
+        session: Whose runs are this recording.
+        binding: Of all inputs and outputs.
+        values: OrtValues of the inputs, by name, without the cache.
+    """
+
+    session: _WithOption
+    binding: Any
+    values: Mapping[str, Any]
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """Copy an input to its place."""
+        self.values[name].update_inplace(np.ascontiguousarray(array))
+
+    def run(self) -> None:
+        """Run on what stands there; ONNX Runtime records the first time."""
+        self.session.run_with_iobinding(self.binding)
+
+
+def _padded(rows: NDArray[Any], length: int, axis: int) -> NDArray[Any]:
+    """The same with zeros behind them."""
+    width = [(0, 0)] * rows.ndim
+    width[axis] = (0, length - rows.shape[axis])
+    return np.pad(rows, width)
+
+
+class _WithOption:
+    """A session whose runs are the recording of a number, or of none."""
+
+    def __init__(self, library: ModuleType, session: Any, recording: str) -> None:
         self._session = session
         self._options = library.RunOptions()
-        self._options.add_run_config_entry(*_SKIP_RECORDING)
+        self._options.add_run_config_entry(_RECORDING, recording)
 
     def io_binding(self) -> Any:
         """A binding of the session."""

@@ -17,7 +17,12 @@ from divprune.plugins.driver import Driver
 from divprune.runtime import Pipeline
 from divprune.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from divprune.runtime.backends.onnxruntime.loading import load
-from divprune.runtime.backends.onnxruntime.recorded import VARIABLE, Recorder, wants_recording
+from divprune.runtime.backends.onnxruntime.recorded import (
+    PROMPT_LENGTHS,
+    VARIABLE,
+    Recorder,
+    wanted_recorder,
+)
 from divprune.runtime.directory.engine_directory import EngineDirectory
 from divprune.runtime.errors import BackendError, EngineDirectoryError, OptionError
 from divprune.runtime.generation.sampling import SamplingOptions
@@ -141,7 +146,7 @@ def test_the_graph_is_the_decoder_but_for_its_lengths(path: Path) -> None:
     assert ours.outputs == usual.outputs
     names = [tensor.name for tensor in usual.inputs]
     at = names.index("write_indices")
-    names[at : at + 1] = ["seqlens_k", "total_sequence_length"]
+    names[at : at + 1] = ["seqlens_k", "total_sequence_length", "last_row"]
     assert [tensor.name for tensor in ours.inputs] == names
     made = [Counter(node.op_type for node in nodes(path, name)) for name in ("model", "decode")]
     assert made[0] - made[1] == Counter(["Shape", "Add", "Sub", "Cast", "Cast"])
@@ -196,6 +201,71 @@ def test_every_step_up_to_a_full_cache_gives_the_same_logits(path: Path, driver:
     assert "(CPU, decode: at fixed addresses)" in ours.name
 
 
+LENGTHS = (16, 32)
+
+
+@pytest.fixture
+def with_prompts(path: Path, driver: Driver) -> OnnxRuntimeBackend:
+    recorder = Recorder("cpu", lambda: driver, LENGTHS)
+    directory = EngineDirectory.open(path, max_seq_len=64)
+    return load(directory, device="cpu", threads=1, recorder=recorder)
+
+
+def check_close(recorded: Any, expected: np.ndarray) -> None:
+    """Padding changes the shape of products, and so the last digits of their sums."""
+    assert not isinstance(recorded, np.ndarray)
+    assert recorded.best()[0] == int(np.argmax(expected))
+    np.testing.assert_allclose(recorded.numpy(), expected, atol=0.02, rtol=0.02)
+
+
+def test_padded_prompts_give_the_logits_of_their_last_row(path, with_prompts) -> None:
+    directory = EngineDirectory.open(path, max_seq_len=64)
+    theirs, rows = load(directory, device="cpu", threads=1), Rows(directory)
+    for start, count in ((0, 9), (9, 1), (10, 20), (30, 1), (31, 16), (47, 1)):
+        piece = rows.some(start, count)
+        check_close(with_prompts.forward(*piece), theirs.forward(*piece))
+    recorded = with_prompts._residents.decoder().recorded
+    assert recorded is not None
+    assert recorded.num_steps == 6
+    assert "(CPU, prefill and decode: at fixed addresses)" in with_prompts.name
+    piece = rows.some(48, 9)  # 16 are just the room that is left
+    check_close(with_prompts.forward(*piece), theirs.forward(*piece))
+    piece = rows.some(57, 3)  # no room for a padded prompt
+    ours, expected = with_prompts.forward(*piece), theirs.forward(*piece)
+    assert isinstance(ours, np.ndarray)
+    np.testing.assert_allclose(ours, expected, atol=0.02, rtol=0.02)
+    for backend in (with_prompts, theirs):
+        backend.reset()
+    piece = rows.some(0, 5)
+    check_close(with_prompts.forward(*piece), theirs.forward(*piece))
+
+
+def test_rows_that_later_layers_add_are_padded_too(qwen_dir: Path, driver: Driver) -> None:
+    directory = EngineDirectory.open(qwen_dir)
+    recorder = Recorder("cpu", lambda: driver, LENGTHS)
+    ours = load(directory, device="cpu", threads=1, recorder=recorder)
+    theirs, rows = load(directory, device="cpu", threads=1), Rows(directory)
+    prompt = rows.some(0, 11)
+    planes = [rows.some(0, 11)[0] for _ in range(2)]
+    check_close(ours.forward(*prompt, planes), theirs.forward(*prompt, planes))
+    text = rows.some(11, 7)  # what was added before is zero again
+    check_close(ours.forward(*text), theirs.forward(*text))
+
+
+def test_answers_with_recorded_prompts_are_those_of_the_decoder(
+    half: EngineDirectory, driver: Driver
+) -> None:
+    recorder = Recorder("cpu", lambda: driver, PROMPT_LENGTHS)
+    ours = load(half, device="cpu", threads=1, recorder=recorder)
+    theirs = load(half, device="cpu", threads=1)
+    picture = np.random.default_rng(5).integers(0, 256, (56, 56, 3), np.uint8)
+    found = [
+        Pipeline(half, backend).generate(picture, "What is it?", max_new_tokens=12).result.token_ids
+        for backend in (ours, theirs)
+    ]
+    assert found[0] == found[1]
+
+
 def test_a_long_cache_gives_the_logits_of_its_filled_part(
     half: EngineDirectory, driver: Driver
 ) -> None:
@@ -222,7 +292,7 @@ def test_kernels_are_told_the_length_of_the_whole_cache(
     directory = EngineDirectory.open(half.path, max_seq_len=slots)
     recorded = open_recorded(directory, driver)._residents.decoder().recorded
     assert recorded is not None
-    told = recorded._values["total_sequence_length"]
+    told = recorded._recordings[1].values["total_sequence_length"]
     assert told.numpy().tolist() == [slots or half.manifest.max_seq_len]
     assert told.device_name() == "cpu"
 
@@ -292,15 +362,17 @@ def test_no_picture_is_encoded_beside_a_recording(half: EngineDirectory, driver:
 # What is refused
 
 
-@pytest.mark.parametrize("environment, wanted", [({}, False), ({VARIABLE: "0"}, False)])
-def test_steps_are_not_recorded_unless_asked_for(environment, wanted):
-    assert wants_recording(environment) is wanted
-    assert wants_recording({VARIABLE: "1"}) is True
+def test_nothing_is_recorded_unless_asked_for():
+    assert wanted_recorder({}) is wanted_recorder({VARIABLE: "0"}) is None
+    for choice, lengths in (("1", ()), ("all", PROMPT_LENGTHS)):
+        recorder = wanted_recorder({VARIABLE: choice})
+        assert recorder is not None
+        assert recorder.lengths == lengths
 
 
 def test_another_value_is_refused(half, monkeypatch):
     monkeypatch.setenv(VARIABLE, "yes")
-    with pytest.raises(OptionError, match=r"(?s)DIVPRUNE_CUDA_GRAPHS.*0 or 1.*yes"):
+    with pytest.raises(OptionError, match=r"(?s)DIVPRUNE_CUDA_GRAPHS.*0 or 1 or all.*yes"):
         load(half, device="cuda", threads=1)
     load(half, device="cpu", threads=1)  # there is nothing to record
 
@@ -366,8 +438,9 @@ def test_a_sequence_goes_on_where_a_recording_fails(half, driver, caplog):
     check_steps(ours, theirs, rows, 6, 8)
     recorded = ours._residents.decoder().recorded
     assert recorded is not None
-    recorded._step.clear_binding_outputs()  # the library runs into it, as into any refusal
-    recorded._step.bind_ortvalue_output("logits", recorded._best)  # of another type and shape
+    binding = recorded._recordings[1].binding
+    binding.clear_binding_outputs()  # the library runs into it, as into any refusal
+    binding.bind_ortvalue_output("logits", recorded._best)  # of another type and shape
     with caplog.at_level(logging.WARNING, "divprune"):
         row = rows.some(8, 1)
         np.testing.assert_array_equal(ours.forward(*row), theirs.forward(*row))
