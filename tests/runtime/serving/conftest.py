@@ -32,5 +32,6 @@ def guarded_server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text("# of the tests\n" + "\n".join(KEYS) + "\n")
-    with ServingProcess(engine_dir, "--api-key-file", keys) as process:
+    # Short answers: long ones about a camera's picture would fill the cache of a conversation.
+    with ServingProcess(engine_dir, "--api-key-file", keys, "--max-tokens", 48) as process:
         yield process
