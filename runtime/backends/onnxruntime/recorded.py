@@ -1,11 +1,12 @@
 """Decode steps as CUDA graphs: ``llm/decode.onnx``, recorded once and launched for every token.
 
-Built, not yet run on a GPU. ``DIVPRUNE_CUDA_GRAPHS=1`` chooses it, ``0`` is the default.
+Built, not yet run on a GPU. ``DIVPRUNE_CUDA_GRAPHS=1`` chooses it, ``0`` is the default; ``all`` has
+prompts recorded too, padded to one of a few lengths.
 
 ONNX Runtime records the first run of each thread and plays the recording after that: the same
 addresses, the same shapes, and nothing on the host in between. So a step has inputs and outputs
-that stay where they are; its row, its position and the slot it writes are copied into them. Prompts
-go through the same session without a recording, so that the weights are on the device once.
+that stay where they are; its row, its position and the slot it writes are copied into them. What is
+not recorded goes through the same session, so that the weights are on the device once.
 """
 
 from __future__ import annotations
