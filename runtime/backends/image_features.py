@@ -100,6 +100,11 @@ class LateFeatures(ImageFeatures):
         bytes_away: Of the rows that wait on a device.
     """
 
+    _num_image_tokens: int
+    _fetch: Callable[[], ImageFeatures]
+    _selected_planes: tuple[NDArray[np.floating], ...]
+    _bytes_away: int
+
     def __init__(
         self,
         order: NDArray[np.int64],
@@ -111,6 +116,7 @@ class LateFeatures(ImageFeatures):
         selected_planes: tuple[NDArray[np.floating], ...] = (),
         bytes_away: int = 0,
     ) -> None:
+        # Past the fields of a frozen dataclass, two of which are properties here.
         fields = {
             "selection_order": order,
             "selected_features": selected,
@@ -125,8 +131,7 @@ class LateFeatures(ImageFeatures):
 
     @cached_property
     def _everything(self) -> ImageFeatures:
-        everything: ImageFeatures = self.__dict__["_fetch"]()
-        return everything
+        return self._fetch()
 
     @property
     def image_features(self) -> NDArray[np.floating]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -141,21 +146,21 @@ class LateFeatures(ImageFeatures):
     @property
     def num_image_tokens(self) -> int:
         """N, tokens before pruning."""
-        return int(self.__dict__["_num_image_tokens"])
+        return self._num_image_tokens
 
     @property
     def num_bytes(self) -> int:
         """Of everything that is in memory by now, here or on a device."""
-        rows = [self.selected_features, *self.__dict__["_selected_planes"]]
+        rows = [self.selected_features, *self._selected_planes]
         fetched = self._everything.num_bytes if "_everything" in self.__dict__ else 0
-        return sum(map(_num_bytes, rows)) + fetched + int(self.__dict__["_bytes_away"])
+        return sum(map(_num_bytes, rows)) + fetched + self._bytes_away
 
     def kept(
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.floating], tuple[NDArray[np.floating], ...]]:
         """The same; all tokens are fetched unless all that were selected are kept."""
         if len(indices) == len(self.selection_order):
-            return self.selected_features, self.__dict__["_selected_planes"]
+            return self.selected_features, self._selected_planes
         return self._everything.kept(indices)
 
 

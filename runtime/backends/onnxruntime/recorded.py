@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: ``llm/decode.onnx``, recorded once and launched for every token.
 
-Built, not yet run on a GPU. ``DIVPRUNE_CUDA_GRAPHS=1`` chooses it, ``0`` is the default; ``all`` has
-prompts recorded too, padded to one of a few lengths.
+Built, not yet run on a GPU. ``DIVPRUNE_CUDA_GRAPHS=1`` chooses it, ``0`` is the default; with
+``all`` prompts are recorded too, padded to one of a few lengths.
 
 ONNX Runtime records the first run of each thread and plays the recording after that: the same
 addresses, the same shapes, and nothing on the host in between. So a step has inputs and outputs

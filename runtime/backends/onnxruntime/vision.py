@@ -112,7 +112,8 @@ class KernelVision:
         self._rows.run_with_iobinding(binding)
         taken = dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
         chosen, selected = taken["selection_order"], taken["selected_features"]
-        num_broken, planes = int(taken["num_broken"][0]), sorted(found.keys() - {"image_features"})
+        num_broken = int(taken["num_broken"][0])
+        planes = [name for name in found if name != "image_features"]
 
         def fetch() -> ImageFeatures:
             features = found["image_features"].numpy()
