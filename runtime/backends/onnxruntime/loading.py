@@ -1,4 +1,7 @@
-"""Opening the graphs of an engine directory as ONNX Runtime sessions, on a CPU or on CUDA."""
+"""Opening the graphs of an engine directory as ONNX Runtime sessions, on a CPU or on CUDA.
+
+What only CUDA needs is imported where it is needed: it would cost every start on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from divprune.plugins.driver import Driver
-from divprune.plugins.node import MAX_TOKENS
 from divprune.runtime.backends.onnxruntime.backend import ROWS_ON_CPU, OnnxRuntimeBackend
 from divprune.runtime.backends.onnxruntime.cache import KVCache
 from divprune.runtime.backends.onnxruntime.decoder import DecoderSession
-from divprune.runtime.backends.onnxruntime.recorded import (
-    RecordedDecoder,
-    Recorder,
-    wanted_recorder,
-)
 from divprune.runtime.backends.onnxruntime.residents import Decoder, Residents
-from divprune.runtime.backends.onnxruntime.selection_kernel import KernelSelection, SelectionKernel
 from divprune.runtime.backends.onnxruntime.session import open_session, require_onnxruntime
 from divprune.runtime.backends.onnxruntime.vision import KernelVision, WholeVision
 from divprune.runtime.directory.keep import exported_count
@@ -32,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from divprune.runtime.backends import Selection
+    from divprune.runtime.backends.onnxruntime.recorded import Recorder
+    from divprune.runtime.backends.onnxruntime.selection_kernel import SelectionKernel
     from divprune.runtime.backends.onnxruntime.vision import Vision
     from divprune.runtime.directory.engine_directory import EngineDirectory
     from divprune.runtime.directory.manifest import Manifest
@@ -74,6 +71,8 @@ def load(
         OptionError: if the environment says nothing that can be done.
     """
     if recorder is None and device == "cuda":
+        from divprune.runtime.backends.onnxruntime.recorded import wanted_recorder
+
         recorder = wanted_recorder()
     library, manifest = require_onnxruntime(directory, device), directory.manifest
     if kernel is None and device == "cuda":
@@ -91,6 +90,8 @@ def load(
     def open_vision() -> Vision:
         if kernel is None:
             return WholeVision(session("vision", runs_once=True), manifest, open_full)
+        from divprune.runtime.backends.onnxruntime.selection_kernel import KernelSelection
+
         opened = partial(session, runs_once=True, cuda_options=kernel.provider_options)
         return KernelVision(
             opened("vision_features"),
@@ -117,6 +118,10 @@ def load(
 
 def open_kernel(manifest: Manifest) -> SelectionKernel | None:
     """The kernel on the GPU; None, with a warning, where the vision graph's Loop selects."""
+    from divprune.plugins.driver import Driver
+    from divprune.plugins.node import MAX_TOKENS
+    from divprune.runtime.backends.onnxruntime.selection_kernel import SelectionKernel
+
     if not _has_greedy_loop(manifest):
         return None
     if "vision_features" not in manifest.graphs:
@@ -184,6 +189,8 @@ def _open_recorded(
     session: Callable[..., Any],
     recorder: Recorder,
 ) -> Decoder:
+    from divprune.runtime.backends.onnxruntime.recorded import RecordedDecoder
+
     opened = session("llm_decode", runs_once=False, cuda_options=recorder.provider_options)
     spec = manifest.decoder_graph("llm_decode")
     cache = KVCache(library, spec, device)
@@ -225,6 +232,8 @@ def open_kernel_selection(
     library: ModuleType, directory: EngineDirectory, kernel: SelectionKernel, *, threads: int | None
 ) -> Selection:
     """The selection by the kernel, from features on the host, which it copies to the device."""
+    from divprune.runtime.backends.onnxruntime.selection_kernel import KernelSelection
+
     session = open_session(
         library,
         directory,

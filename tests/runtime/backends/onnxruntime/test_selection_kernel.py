@@ -18,6 +18,7 @@ from qwen_checkpoints import write_qwen_checkpoint
 
 from divprune.export.export_model import ExportOptions, export_model
 from divprune.export.selection.divprune import DivPrune
+from divprune.plugins import driver as driver_module
 from divprune.plugins.driver import Driver
 from divprune.runtime.backends.image_features import LateFeatures
 from divprune.runtime.backends.onnxruntime import loading as loading_module
@@ -231,7 +232,7 @@ def test_the_name_says_what_selects(kernel, exported, driver, monkeypatch, caplo
     def refuse() -> Driver:
         raise BackendError("There is no NVIDIA driver on this machine")
 
-    monkeypatch.setattr(loading_module, "Driver", (lambda: driver) if kernel else refuse)
+    monkeypatch.setattr(driver_module, "Driver", (lambda: driver) if kernel else refuse)
     with caplog.at_level(logging.WARNING):
         opened = open_kernel(manifest)
     assert ("no NVIDIA driver" in caplog.text) is not kernel
