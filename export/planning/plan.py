@@ -13,7 +13,6 @@ from divprune.export.checkpoint.checkpoint import EMBEDDINGS, LM_HEAD, Checkpoin
 from divprune.export.checkpoint.source import ModelSource
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.export.decoder.dialects import Dialect
-from divprune.export.decoder.dialects.ort import OrtDialect, OrtLengthsDialect
 from divprune.export.decoder.graph import DecoderPart
 from divprune.export.decoder.spec import DecoderSpec
 from divprune.export.families import Family
@@ -142,13 +141,14 @@ class ExportPlan:
 
         There is none where a selector works inside the LLM: its halves are two sessions.
         """
-        if self.dialect.name != OrtDialect.name or self.in_llm or not self.runs_on_cuda:
+        if self.dialect.for_recording() is None or self.in_llm or not self.runs_on_cuda:
             return None
         return DecoderPart("llm_decode", range(self.spec.num_layers), self.max_seq_len)
 
     def dialect_of(self, part: DecoderPart) -> Dialect:
         """How a decoder graph is spelled."""
-        return OrtLengthsDialect() if part.name == "llm_decode" else self.dialect
+        recorded = self.dialect.for_recording() if part.name == "llm_decode" else None
+        return recorded or self.dialect
 
     def weights_of(self, part: DecoderPart) -> WeightSource:
         """The weights as a decoder graph stores them."""

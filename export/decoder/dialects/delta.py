@@ -55,6 +55,9 @@ class DeltaDialect:
         # DequantizeLinear has blocks since opset 21.
         self.opset_imports: Mapping[str, int] = MappingProxyType({"": 21 if quantized else 17})
 
+    def for_recording(self) -> None:
+        """None: TensorRT records its own engines."""
+
     def step_state(
         self,
         op: GraphWriter,

@@ -44,6 +44,9 @@ class OnnxDialect:
     bounds_attention = True
     min_onnxruntime = "1.25"
 
+    def for_recording(self) -> None:
+        """None: TensorRT records its own engines."""
+
     def step_state(
         self,
         op: GraphWriter,

@@ -36,6 +36,10 @@ class OrtDialect:
     bounds_attention = False  # the operator does it by itself
     min_onnxruntime = "1.22"
 
+    def for_recording(self) -> OrtLengthsDialect:
+        """The same with the lengths as inputs."""
+        return OrtLengthsDialect()
+
     def step_state(
         self,
         op: GraphWriter,

@@ -72,6 +72,10 @@ class Dialect(Protocol):
     bounds_attention: bool
     min_onnxruntime: str
 
+    def for_recording(self) -> Dialect | None:
+        """The dialect of a graph whose steps can be recorded as CUDA graphs; None without one."""
+        ...
+
     def step_state(
         self,
         op: GraphWriter,
