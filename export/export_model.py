@@ -13,7 +13,8 @@ from pathlib import Path
 import onnx_ir as ir
 from PIL import Image
 
-from divprune.export.checkpoint.source import read_json_object, resolve_model
+from divprune.export.checkpoint.files import read_json_object
+from divprune.export.checkpoint.source import resolve_model
 from divprune.export.decoder.graph import write_decoder
 from divprune.export.graphs.files import DECODER_FILES, describe_graph, save_graph, share_data
 from divprune.export.graphs.lanes import check_graph

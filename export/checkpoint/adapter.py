@@ -25,10 +25,12 @@ from divprune.runtime.errors import CheckpointError, UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "Adapter", "check_adapter"]
+__all__ = ["ADAPTER_CONFIG", "Adapter", "check_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# What LLaVA's own trainer saves beside an adapter: weights that were trained as a whole.
+_NOT_LORA = "non_lora_trainables.bin"
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,11 @@ class Adapter:
     def __init__(self, deltas: Mapping[str, _Delta], replaced: Mapping[str, StoredTensor]) -> None:
         self._deltas, self._replaced = dict(deltas), dict(replaced)
 
+    def brought(self) -> dict[str, StoredTensor]:
+        """Weights that its model may lack: LLaVA's trainer makes a projector for a decoder."""
+        whole = self._replaced.items()
+        return {name: tensor for name, tensor in whole if tensor.file.name == _NOT_LORA}
+
     @classmethod
     def open(cls, directory: Path, canonical_name: Callable[[str], str]) -> Adapter | None:
         """The adapter in a checkpoint's directory; None where there is none.
@@ -96,7 +103,6 @@ class Adapter:
         if read is None:
             return None
         config, factors, replaced = read
-        logger.warning("%s is merged into the weights (LoRA)", directory / ADAPTER_WEIGHTS)
         return cls(
             {
                 canonical_name(f"{module}.weight"): _delta(module, pair, config)
@@ -158,20 +164,21 @@ def _read_factors(
     directory: Path,
 ) -> tuple[dict[str, Any], dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]] | None:
     """The adapter's config, its pairs of factors and its whole tensors; None without an adapter."""
-    weights = directory / ADAPTER_WEIGHTS
     config_file = directory / ADAPTER_CONFIG
-    binary = directory / "adapter_model.bin"
-    if not weights.is_file():
-        if config_file.is_file() or binary.is_file():
-            raise _no_weights(directory, binary.name if binary.is_file() else "none")
+    weights = next((f for name in _WEIGHTS if (f := directory / name).is_file()), None)
+    if weights is None:
+        if config_file.is_file():
+            raise _no_weights(directory)
         return None
     config = read_json_object(config_file, error=CheckpointError)
     _refuse_unsupported(config, directory)
     base = config.get("base_model_name_or_path")
     factors: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
-    for tensor in stored_tensors(weights):
-        _add(tensor, factors, replaced, base, directory)
+    whole = directory / _NOT_LORA
+    for file in (weights, whole) if whole.is_file() else (weights,):
+        for tensor in stored_tensors(file):
+            _add(tensor, factors, replaced, base, directory)
     return config, factors, replaced
 
 
@@ -261,14 +268,10 @@ def _unsupported(what: str, base: object, directory: Path) -> UnsupportedError:
     )
 
 
-def _no_weights(directory: Path, found: str) -> CheckpointError:
+def _no_weights(directory: Path) -> CheckpointError:
     return CheckpointError(
-        f"the adapter in {directory} has no weights that can be read",
-        expected=f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}",
-        found=found,
-        fix='python -c "import torch; from safetensors.torch import save_file; '
-        f"save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), "
-        f'{str(directory / ADAPTER_WEIGHTS)!r})"'
-        if found.endswith(".bin")
-        else "download the adapter again, or remove adapter_config.json to export without it",
+        f"the adapter in {directory} has no weights",
+        expected=f"{ADAPTER_CONFIG} and {' or '.join(_WEIGHTS)}",
+        found=f"{ADAPTER_CONFIG} alone",
+        fix="download the adapter again, or remove adapter_config.json to export without it",
     )

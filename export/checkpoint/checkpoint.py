@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from divprune.export.checkpoint.adapter import Adapter
+from divprune.export.checkpoint.files import read_json_object, weight_files
 from divprune.export.checkpoint.packed_layers import (
     PACKED_SUFFIXES,
     PackedLayer,
     find_packed_layers,
 )
 from divprune.export.checkpoint.quantization.packed_format import PackedFormat, read_packed_format
-from divprune.export.checkpoint.source import read_json_object, weight_files
 from divprune.export.checkpoint.tensor_file import (
     DTYPES,
     StoredTensor,
@@ -130,12 +130,14 @@ class Checkpoint:
         for file in weight_files(path):
             for tensor in _readable_tensors(file):
                 name = family.canonical_name(_unwrapped(tensor.key))
-                if _COMPUTED.search(name):
+                if not name or _COMPUTED.search(name):
                     continue
                 if name in tensors:
                     raise _twice(name, tensors[name], tensor)
                 tensors[name] = tensor
         adapter = Adapter.open(path, family.canonical_name)
+        if adapter is not None:
+            tensors = {**adapter.brought(), **tensors}
         checkpoint = cls(path, family, config, tensors, packed_format, adapter)
         if config.tie_word_embeddings:
             checkpoint._resolve_tied_head()
@@ -244,7 +246,7 @@ class Checkpoint:
                 f"{LM_HEAD} differs from the embedding table that it is tied to",
                 expected="equal tensors, as tie_word_embeddings says",
                 found=f"different values in {head.file}",
-                fix=f"set tie_word_embeddings to false in {self.path / 'config.json'}, "
+                fix="set tie_word_embeddings to false in the checkpoint's config.json, "
                 "in text_config as well",
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from divprune.export.checkpoint.source import read_json_if_there
+from divprune.export.checkpoint.files import read_json_if_there
 from divprune.runtime.errors import CheckpointError
 
 __all__ = ["load_tokenizer", "no_tokenizer", "read_preprocessor_config"]

@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from divprune.configs import list_presets, load_preset, refuse_ambiguous, suggest_preset
+from divprune.configs import list_presets, load_preset, refuse_ambiguous
 from divprune.export.checkpoint.adapter import check_adapter
 from divprune.export.checkpoint.adapter_source import base_of_adapter, join_adapter
-from divprune.runtime.directory import bounded_json
+from divprune.export.checkpoint.files import read_json_object, weight_files
+from divprune.export.checkpoint.hub import (
+    CONFIGS,
+    PICKLES,
+    WEIGHTS,
+    download_command,
+    nearest_preset,
+    snapshot,
+)
+from divprune.export.checkpoint.original_layout import join_original
 from divprune.runtime.directory.path_text import check_utf8
-from divprune.runtime.errors import CheckpointError, DivPruneError, OptionError
+from divprune.runtime.errors import CheckpointError, OptionError
+from divprune.runtime.families._original_llava import is_original, tower_name
 
 __all__ = [
-    "ALLOW_PATTERNS",
-    "IGNORE_PATTERNS",
     "ModelSource",
-    "read_json_if_there",
-    "read_json_object",
     "resolve_model",
-    "weight_files",
 ]
 
 logger = logging.getLogger(__name__)
 
-ALLOW_PATTERNS = (
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "tokenizer.model",
-    "model*.safetensors",
-    "adapter_model.safetensors",
-)
-IGNORE_PATTERNS = ("*/*",)  # other people's conversions (onnx/, gguf/) lie in folders
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -45,17 +41,17 @@ class ModelSource:
     """A checkpoint on this machine and where it came from.
 
     Attributes:
-        path: Directory with config.json and safetensors.
+        path: Directory with config.json and weights.
         model_id: Hub id, or a local directory as ``--model`` takes it (never a bare name).
         revision: Commit hash on the hub; ``None`` for a local directory.
-        joined: What keeps ``path`` while this is in use, where an adapter was put together with
-            its model.
+        joined: What keeps ``path`` while this is in use, where it is a directory of links: an
+            adapter with its model, or a checkpoint of LLaVA's original code with its tower.
     """
 
     path: Path
     model_id: str
     revision: str | None
-    joined: TemporaryDirectory[str] | None = None
+    joined: tuple[TemporaryDirectory[str], ...] = ()
 
 
 def resolve_model(model: str, revision: str | None = None) -> ModelSource:
@@ -73,6 +69,19 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
             ``revision`` goes with a directory.
         CheckpointError: if the directory is no checkpoint, or the hub does not give it.
     """
+    source = _find(model, revision)
+    content = read_json_object(source.path / "config.json")
+    if not is_original(content):
+        return source
+    logger.info("%s is in the layout of LLaVA's original code", model)
+    where = Path(model).expanduser()
+    find_tower = partial(_find_tower, tower_name(content), where)
+    joined = join_original(source.path, content, find_tower)
+    return replace(source, path=Path(joined.name), joined=(*source.joined, joined))
+
+
+def _find(model: str, revision: str | None) -> ModelSource:
+    """The checkpoint in its own layout."""
     path = Path(model).expanduser()
     if model in list_presets():
         hub_id = load_preset(model).hub_id
@@ -87,7 +96,7 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
         expected=f"a preset ({', '.join(list_presets())}), an existing directory, "
         "or a hub id of the form org/name",
         found=model,
-        fix=_nearest(model),
+        fix=nearest_preset(model),
     )
 
 
@@ -97,11 +106,6 @@ def _as_path(model: str) -> str:
         return str(Path(model).resolve())
     is_plain = Path(model).is_absolute() or model.startswith(("./", "../", "~"))
     return model if is_plain else f"./{model}"
-
-
-def _nearest(model: str) -> str | None:
-    guess = suggest_preset(model)
-    return None if guess is None else f"--model {guess} if that was meant"
 
 
 def _from_directory(path: Path, name: str, revision: str | None) -> ModelSource:
@@ -120,26 +124,14 @@ def _from_directory(path: Path, name: str, revision: str | None) -> ModelSource:
             f"{path} is not a checkpoint directory",
             expected=f"{path / 'config.json'}",
             found="no such file",
-            fix="give the directory that holds config.json and the safetensors files",
+            fix="give the directory that holds config.json and the weights",
         )
     weight_files(path)
     return ModelSource(path, name, None)
 
 
 def _from_hub(model_id: str, revision: str | None) -> ModelSource:
-    import huggingface_hub
-
-    logger.info("looking for %s (revision %s)", model_id, revision or "main")
-    try:
-        snapshot = huggingface_hub.snapshot_download(
-            model_id,
-            revision=revision,
-            allow_patterns=list(ALLOW_PATTERNS),
-            ignore_patterns=list(IGNORE_PATTERNS),
-        )
-    except Exception as error:  # errors of the hub, its HTTP client and the file system
-        raise _hub_error(model_id, revision, error) from error
-    path = Path(snapshot)
+    path = _download(model_id, revision)
     base = base_of_adapter(path)
     if base is not None:
         return _with_base(path, model_id, path.name, *base)
@@ -148,10 +140,33 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
             f"{model_id} has no config.json",
             expected="a repository with a transformers checkpoint",
             found=f"{path} without it",
-            fix=_download_command(model_id, revision),
+            fix=download_command(model_id, revision),
         )
-    weight_files(path, model_id)
+    weight_files(path)
     return ModelSource(path, model_id, path.name)
+
+
+def _find_tower(name: str, checkpoint: Path, with_weights: bool) -> Path:
+    """The vision tower that a checkpoint names: a directory, also beside it, or a hub id."""
+    for folder in (Path(name).expanduser(), checkpoint / name):
+        if (folder / "config.json").is_file():
+            return folder
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise CheckpointError(
+            "the checkpoint's vision tower is not here",
+            expected=f"{name}, as mm_vision_tower in config.json names it: a directory or a hub id",
+            found="neither",
+            fix="write the tower's directory or hub id to mm_vision_tower in config.json",
+        )
+    return _download(name, None) if with_weights else snapshot(name, None, CONFIGS)
+
+
+def _download(model_id: str, revision: str | None) -> Path:
+    """A repository with its weights; pickled ones only where there are no safetensors."""
+    path = snapshot(model_id, revision, (*CONFIGS, *WEIGHTS))
+    if not any(path.glob("*.safetensors")):
+        path = snapshot(model_id, revision, (*CONFIGS, *WEIGHTS, *PICKLES))
+    return path
 
 
 def _with_base(
@@ -168,7 +183,7 @@ def _with_base(
             fix="merge the first adapter into its model, and name that in adapter_config.json",
         )
     try:
-        source = resolve_model(base, base_revision)
+        source = _find(base, base_revision)
     except OptionError as error:
         raise CheckpointError(
             f"{adapter} is a LoRA adapter, and its model is not here",
@@ -179,128 +194,4 @@ def _with_base(
         ) from error
     check_adapter(adapter)
     joined = join_adapter(adapter, source.path)
-    return ModelSource(Path(joined.name), model_id, revision, joined)
-
-
-def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPruneError:
-    """The reason for a failed download and the command that mends it."""
-    from huggingface_hub import errors
-
-    url = f"https://huggingface.co/{model_id}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, errors.HFValidationError):
-        return OptionError(
-            f"{model_id} is not a hub id", expected="org/name", found=reason, fix=_nearest(model_id)
-        )
-    if isinstance(error, errors.GatedRepoError):
-        fix = f"accept the terms at {url}, then: hf auth login"
-        return CheckpointError(f"access to {model_id} is gated", found=reason, fix=fix)
-    if isinstance(error, errors.RepositoryNotFoundError):
-        fix = f"check the name at {url}; if it is private: hf auth login"
-        return CheckpointError(f"the hub has no {model_id}", found=reason, fix=fix)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(
-            f"{model_id} has no revision {revision}",
-            found=reason,
-            fix=f"take a branch, tag or commit from {url}/commits/main",
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
-        why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else "the hub is out of reach"
-        return CheckpointError(
-            f"{model_id} is not in the local cache, and {why}",
-            expected=f"revision {revision or 'main'} in the cache, or a connection",
-            found=reason,
-            fix=("HF_HUB_OFFLINE=0 " if offline else "") + _download_command(model_id, revision),
-        )
-    return CheckpointError(
-        f"{model_id} could not be downloaded",
-        found=f"{type(error).__name__}: {reason}",
-        fix=_download_command(model_id, revision),
-    )
-
-
-def _download_command(model_id: str, revision: str | None) -> str:
-    return f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
-
-
-def weight_files(path: Path, model: str | None = None) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint directory, through the index if there is one.
-
-    Args:
-        path: Checkpoint directory.
-        model: How the user named it, for the conversion command in errors.
-
-    Raises:
-        CheckpointError: if a shard is missing, or there are only ``pytorch_model.bin`` files
-            (the error gives the command that converts them).
-    """
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
-    if single.is_file():  # wins over an index, as in transformers
-        return (single,)
-    if index.is_file():
-        return _indexed_files(index)
-    if any(path.glob("pytorch_model*.bin")) or model is not None:
-        raise CheckpointError(
-            f"{path} has no safetensors weights",
-            expected="model.safetensors, or shards with model.safetensors.index.json",
-            found=", ".join(sorted(entry.name for entry in path.glob("*.bin"))) or "no weights",
-            fix=_conversion_command(model or str(path)),
-        )
-    raise CheckpointError(
-        f"{path} has no weights",
-        expected="model.safetensors, or shards with model.safetensors.index.json",
-        found=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing",
-        fix="download the checkpoint again",
-    )
-
-
-def _indexed_files(index: Path) -> tuple[Path, ...]:
-    content = read_json_object(index)
-    weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map", fix="download the checkpoint again")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(
-                f"{index} names a shard outside its directory", expected="file names", found=name
-            )
-        if not (index.parent / name).is_file():
-            raise CheckpointError(
-                f"the shard {index.parent / name} is missing",
-                expected=f"{len(names)} shards, as {index.name} lists them",
-                found=f"{sum((index.parent / name).is_file() for name in names)} of them",
-                fix="download the checkpoint again",
-            )
-    return tuple(index.parent / name for name in names)
-
-
-def _conversion_command(model: str) -> str:
-    target = Path(model).name + "-safetensors"
-    return (
-        'python -c "from transformers import AutoProcessor, AutoModelForImageTextToText as M; '
-        f"M.from_pretrained({model!r}, dtype='auto').save_pretrained({target!r}); "
-        f'AutoProcessor.from_pretrained({model!r}).save_pretrained({target!r})"'
-    )
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object.
-
-    Raises:
-        CheckpointError: if it is missing, holds something else, or cannot be used: it is too
-            large, too deep, or has numbers and text that no library takes.
-    """
-    fix = "download the checkpoint again" if file.exists() else "give the directory of a checkpoint"
-    return bounded_json.read_json_object(file, error=CheckpointError, fix=fix)
-
-
-def read_json_if_there(file: Path) -> dict[str, Any] | None:
-    """Content of a JSON file that a checkpoint may lack: None without it.
-
-    Raises:
-        CheckpointError: if it is there and `read_json_object` refuses it.
-    """
-    return read_json_object(file) if file.is_file() else None
+    return ModelSource(Path(joined.name), model_id, revision, (*source.joined, joined))

@@ -1,4 +1,4 @@
-"""The tensors of a safetensors file: where each lies, and one at a time into memory."""
+"""The tensors of a weight file: where each lies, and one at a time into memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from divprune.export.checkpoint.pickle_file import pickled_tensors
 from divprune.runtime.directory.safetensors_header import read_safetensors_header
 from divprune.runtime.errors import CheckpointError
 
@@ -36,11 +37,14 @@ class StoredTensor:
 
 
 def stored_tensors(file: Path) -> list[StoredTensor]:
-    """Names, types, shapes and offsets of a safetensors file, checked against its size.
+    """Names, types, shapes and offsets of a safetensors file or a ``pytorch_model.bin``.
 
     Raises:
-        CheckpointError: if header and data do not fit each other.
+        CheckpointError: if what the file says and its size do not fit each other.
     """
+    if file.suffix == ".bin":
+        found = pickled_tensors(file)
+        return [StoredTensor(key, file, *place) for key, place in found.items()]
     try:
         entries = read_safetensors_header(file)
     except (OSError, ValueError) as error:

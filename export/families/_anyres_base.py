@@ -82,7 +82,7 @@ class AnyresBase:
 
     @staticmethod
     def canonical_name(key: str) -> str:
-        """Names of the llava-hf repositories, transformers 4.52 to 4.57, and 5."""
+        """Names of the llava-hf repositories, transformers since 4.52, and the original code."""
         return LAYOUT.canonical_name(key)
 
     @property

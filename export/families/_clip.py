@@ -28,27 +28,44 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """Prefixes of tensor names that are replaced, one after the other."""
+    """How tensors of different layouts come to one name.
+
+    Attributes:
+        renames: Beginnings of names that are replaced, one after the other.
+        foreign: Beginnings of names that are no part of the model.
+    """
 
     renames: tuple[tuple[str, str], ...]
+    foreign: tuple[str, ...] = ()
 
     def canonical_name(self, key: str) -> str:
-        """The one name a tensor goes by."""
+        """The one name a tensor goes by; empty for one that is no part of the model."""
+        if key.startswith(self.foreign):
+            return ""
         for old, new in self.renames:
             if key.startswith(old):
                 key = new + key[len(old) :]
         return key
 
 
-# Three layouts are in the wild: that of the llava-hf repositories, that of transformers 4.52 to
-# 4.57 and that of transformers 5.
+# Four layouts are in the wild: that of the llava-hf repositories, that of transformers 4.52 to
+# 4.57, that of transformers 5, and that of LLaVA's original code. The last one may leave the tower
+# in the CLIP or SigLIP that it comes from, whose text half is not needed.
 LAYOUT = KeyLayout(
     (
         ("model.", ""),
         ("language_model.model.", "language_model."),
         ("language_model.lm_head.", "lm_head."),
+        ("layers.", "language_model.layers."),
+        ("embed_tokens.", "language_model.embed_tokens."),
+        ("norm.", "language_model.norm."),
+        ("mm_projector.0.", "multi_modal_projector.linear_1."),
+        ("mm_projector.2.", "multi_modal_projector.linear_2."),
+        ("vision_tower.vision_tower.", "vision_tower."),
         ("vision_tower.vision_model.", "vision_tower."),
-    )
+        ("vision_model.", "vision_tower."),
+    ),
+    foreign=("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias"),
 )
 
 

@@ -28,16 +28,6 @@ __all__ = ["FAMILY", "LlavaFamily"]
 
 # The llava-hf repositories carry the last two from before the class had its final name.
 _ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaForCausalLM", "LlamaForCausalLM")
-# The script came with transformers 4 only; it reads a fine-tune and its tower from the hub.
-_CONVERT = (
-    "convert this very model, in an environment of its own: pip install 'transformers<5' torch && "
-    "python -m transformers.models.llava.convert_llava_weights_to_hf --text_model_id TEXT_MODEL "
-    "--vision_model_id VISION_TOWER --old_state_dict_id ORG/THIS --output_hub_path ORG/CONVERTED; "
-    "then --model ORG/CONVERTED"
-)
-_CONVERSIONS: Mapping[str, str] = dict.fromkeys(
-    ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"), _CONVERT
-)
 
 
 class LlavaFamily:
@@ -47,7 +37,7 @@ class LlavaFamily:
     position_axes: ClassVar[int] = 1
     positions: ClassVar[tuple[str, ...]] = ("contiguous", "original")
     tower_prefix: ClassVar[str] = "vision_tower."
-    conversion_hints: ClassVar[Mapping[str, str]] = _CONVERSIONS
+    conversion_hints: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self._config: Any = config
@@ -67,12 +57,11 @@ class LlavaFamily:
             expected="LlavaForConditionalGeneration as transformers saves it (LLaVA-1.5, "
             "LLaVA-Interleave, BakLLaVA)",
             found=found,
-            fix=_CONVERSIONS.get(found),
         )
 
     @staticmethod
     def canonical_name(key: str) -> str:
-        """Names of the llava-hf repositories, transformers 4.52 to 4.57, and 5."""
+        """Names of the llava-hf repositories, transformers since 4.52, and the original code."""
         return LAYOUT.canonical_name(key)
 
     @property

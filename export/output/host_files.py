@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from divprune.export.checkpoint.checkpoint import EMBEDDINGS
+from divprune.export.checkpoint.files import read_json_if_there
 from divprune.export.checkpoint.preprocessing import no_tokenizer, read_preprocessor_config
-from divprune.export.checkpoint.source import read_json_if_there
 from divprune.export.checkpoint.weights import WeightSource
 from divprune.runtime.directory.bounded_json import MAX_JSON_BYTES, read_bounded
 from divprune.runtime.errors import CheckpointError
@@ -70,12 +70,18 @@ def _write_tokenizer(tokenizer: Any, checkpoint: Path, directory: Path, config: 
             raise no_tokenizer(checkpoint, f"{type(tokenizer).__name__}, written in Python")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(Path(saved, name), directory / name)
-    _warn_of_tokens_without_embedding(tokenizer, config.text_config.vocab_size)
+    _warn_of_tokens_without_embedding(tokenizer, config)
 
 
-def _warn_of_tokens_without_embedding(tokenizer: Any, rows: int) -> None:
-    """Say which tokens a prompt must not contain: they have no row in the embedding table."""
+def _warn_of_tokens_without_embedding(tokenizer: Any, config: Any) -> None:
+    """Say which tokens a prompt must not contain: they have no row in the embedding table.
+
+    A placeholder needs none: features stand in its place.
+    """
+    rows = config.text_config.vocab_size
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    for name in ("image_token_id", "video_token_id"):
+        beyond.pop(getattr(config, name, None), None)
     if beyond:
         names = [beyond[index] for index in sorted(beyond)]
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -126,7 +132,7 @@ def _generation_config(checkpoint: Path, config: Any) -> dict[str, Any]:
             raise CheckpointError(
                 "no end-of-sequence token is known",
                 expected="eos_token_id in generation_config.json or config.json",
-                fix=f"write it to {checkpoint / 'generation_config.json'}",
+                fix="write it to the checkpoint's generation_config.json",
             )
         stored = {**stored, "eos_token_id": eos}
     for sentence in describe_left_out(stored):

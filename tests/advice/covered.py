@@ -104,10 +104,10 @@ WORDS: Mapping[str, str] = {
 
 CHECKPOINTS: Mapping[str, str] = {
     # Case of test_checkpoints.py: the advice by which a checkpoint is mended.
-    "a shard that is missing": "export/checkpoint/source.py::_indexed_files::'download the checkpoint again'",
-    "an index without shards": "export/checkpoint/source.py::_indexed_files::'download the checkpoint again'",
-    "no weights": "export/checkpoint/source.py::weight_files::'download the checkpoint again'",
-    "a config cut off": "export/checkpoint/source.py::read_json_object::fix",
+    "a shard that is missing": "export/checkpoint/files.py::_indexed_files::'download the checkpoint again'",
+    "an index without shards": "export/checkpoint/files.py::_indexed_files::'download the checkpoint again'",
+    "no weights": "export/checkpoint/files.py::weight_files::'download the checkpoint again'",
+    "a config cut off": "export/checkpoint/files.py::read_json_object::fix",
     "a shard cut off": "export/checkpoint/tensor_file.py::stored_tensors::'download the file again'",
     "a config of another model": "export/checkpoint/checkpoint.py::Checkpoint.validate::'download the checkpoint again, or correct config.json'",
     "two layouts of keys": "export/checkpoint/checkpoint.py::_twice::'download the checkpoint again into an empty directory'",
@@ -272,11 +272,11 @@ ELSEWHERE: Mapping[str, str] = {
     "plugins/environment.py::read_choice::f'{variable}={choices[0]}, or leave it out'": "tests/runtime/backends/onnxruntime/test_selection_kernel.py",
     "export/planning/room.py::check_room::_fitting(longest, needed, pruned)": "tests/export/planning/test_room.py",
     "export/planning/room.py::check_room::_fitting(min(needed + _ANSWER, longest), needed, pruned)": "tests/export/planning/test_room.py",
-    "export/checkpoint/source.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
+    "export/checkpoint/files.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
     "runtime/generation/kept_tokens.py::_count::'leave --keep out'": "tests/end_to_end/test_inside_the_llm.py",
-    "export/checkpoint/source.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)": "tests/export/checkpoint/test_source.py",
+    "export/checkpoint/hub.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)": "tests/export/checkpoint/test_source.py",
     "export/checkpoint/source.py::resolve_model::_nearest(model)": "tests/export/checkpoint/test_source.py",
-    "export/checkpoint/source.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'": "tests/export/checkpoint/test_source.py",
+    "export/checkpoint/hub.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'": "tests/export/checkpoint/test_source.py",
 }
 
 # What cannot be done where tests run, by what it takes.
@@ -326,9 +326,9 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
     "the network: a model hub, or the package of somebody else": (
         "configs/__init__.py::load_preset::None if guess is None else f'--model {guess} if that was meant'",
         "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::_nearest(model_id)",
-        "export/checkpoint/source.py::_hub_error::fix",
+        "export/checkpoint/hub.py::_hub_error::_download_command(model_id, revision)",
+        "export/checkpoint/hub.py::_hub_error::_nearest(model_id)",
+        "export/checkpoint/hub.py::_hub_error::fix",
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
         "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",

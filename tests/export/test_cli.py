@@ -194,7 +194,7 @@ def no_weights(tiny: Path) -> None:
     (tiny / "model.safetensors").unlink()
 
 
-def pickled_weights(tiny: Path) -> None:
+def renamed_weights(tiny: Path) -> None:
     (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
 
 
@@ -289,7 +289,7 @@ def no_eos(tiny: Path) -> None:
     [
         (no_config, ["is not a checkpoint directory", "config.json"]),
         (no_weights, ["has no weights"]),
-        (pickled_weights, ["has no safetensors weights", "save_pretrained"]),
+        (renamed_weights, ["pytorch_model.bin is not a whole file of weights"]),
         (truncated_weights, ["model.safetensors is not a whole safetensors file"]),
         (missing_tensor, ["1 missing", "missing: language_model.norm.weight [64]"]),
         (unknown_tensor, ["1 unknown", "unknown: adapter [2, 3]"]),

@@ -18,6 +18,7 @@ from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
 from divprune.runtime.directory.quant_scheme import parse_scheme
 from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.families import read_dimensions
+from divprune.runtime.families._original_llava import is_original, tower_name, translate
 from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
 __all__ = ["PlannedModel", "dimensions_of", "find_model"]
@@ -57,7 +58,8 @@ def find_model(model: str) -> PlannedModel:
     if model and path.is_dir():
         return _from_directory(path)
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
-        return PlannedModel(read_dimensions(model, _read_config(_cached_config(model))))
+        config = _read_config(_cached_config(model))
+        return PlannedModel(read_dimensions(model, _with_tower(config, Path())))
     guess = suggest_preset(model)
     raise OptionError(
         f"{model} is not a preset, a directory or a hub id",
@@ -100,9 +102,20 @@ def dimensions_of(manifest: Manifest) -> ModelDimensions:
 def _from_directory(path: Path) -> PlannedModel:
     file = path / MANIFEST_NAME
     if not file.is_file():
-        return PlannedModel(read_dimensions(str(path), _read_config(path / "config.json")))
+        config = _with_tower(_read_config(path / "config.json"), path)
+        return PlannedModel(read_dimensions(str(path), config))
     manifest = read_manifest(path.resolve())
     return PlannedModel(dimensions_of(manifest), manifest.selector.keep or None, manifest)
+
+
+def _with_tower(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The config of LLaVA's original code with its tower's put in; any other as it is."""
+    if not is_original(config):
+        return config
+    name = tower_name(config)
+    folders = (Path(name).expanduser(), checkpoint / name)
+    beside = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
+    return translate(config, _read_config(beside[0] if beside else _cached_config(name)))
 
 
 def _cached_config(hub_id: str) -> Path:

@@ -375,19 +375,6 @@ def test_other_architecture_is_named_beside_the_supported_one(
     assert "llava" in str(caught.value.expected).lower()
 
 
-@pytest.mark.parametrize("text", ["Llama", "Mistral", "Qwen"])
-@pytest.mark.parametrize("kind", ["llava", "llava_llama", "llava_mistral", "llava_qwen"])
-def test_checkpoint_of_the_original_code_is_converted_and_not_replaced_by_another_model(
-    text: str, kind: str, tiny: Path
-) -> None:
-    original = {"architectures": [f"Llava{text}ForCausalLM"], "model_type": kind}
-    (tiny / "config.json").write_text(json.dumps(original))
-    with pytest.raises(UnsupportedError, match=f"Llava{text}ForCausalLM") as caught:
-        Checkpoint.open(tiny)
-    assert "convert_llava_weights_to_hf --text_model_id" in str(caught.value.fix)
-    assert "llava-1.5-7b" not in str(caught.value.fix)
-
-
 @pytest.mark.parametrize("where", [None, "text_config"])
 def test_quantisation_method_is_named(where: str | None, tiny: Path) -> None:
     def add(config: dict[str, Any]) -> None:

@@ -19,10 +19,13 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from divprune.configs import list_presets
 from divprune.export.checkpoint.checkpoint import Checkpoint
-from divprune.export.checkpoint.source import resolve_model, weight_files
+from divprune.export.checkpoint.files import weight_files
+from divprune.export.checkpoint.source import resolve_model
 from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.reports.plan.source import find_model
 from tests.checkpoints import write_hub_cache, write_tiny_checkpoint
@@ -100,13 +103,20 @@ def test_cached_snapshot_with_a_missing_shard_is_refused(hf_home: Path, tiny: Pa
         resolve_model(HUB_ID)
 
 
-def test_repository_without_safetensors_gives_the_conversion(hf_home: Path, tiny: Path) -> None:
+def test_repository_without_safetensors_is_read_from_its_pickles(hf_home: Path, tiny: Path) -> None:
     snapshot = write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
-    for file in snapshot.glob("model*"):
+    pickle_weights(snapshot)
+    Checkpoint.open(resolve_model(HUB_ID).path).validate()
+
+
+def pickle_weights(checkpoint: Path) -> None:
+    """The weights of a checkpoint as one ``pytorch_model.bin``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in checkpoint.glob("model*.safetensors"):
+        tensors |= load_file(file)
+    for file in checkpoint.glob("model*"):
         file.unlink()
-    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
-        resolve_model(HUB_ID)
-    assert f"from_pretrained('{HUB_ID}'" in str(caught.value.fix)
+    torch.save(tensors, checkpoint / "pytorch_model.bin")
 
 
 # Directories
@@ -195,25 +205,13 @@ def test_file_is_not_a_checkpoint(tiny: Path) -> None:
         resolve_model(str(tiny / "config.json"))
 
 
-def test_command_of_the_error_about_pytorch_weights_converts_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    path = write_tiny_checkpoint(tmp_path / "old", "clip-llama-v4-gqa2-full")
-    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
-    (path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin") as caught:
-        resolve_model(str(path))
-
-    command = shlex.split(str(caught.value.fix))
-    assert command[0] == "python"
-    monkeypatch.chdir(tmp_path)
-    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
-    converted = resolve_model(str(tmp_path / "old-safetensors"))
-    Checkpoint.open(converted.path).validate()
-    assert (converted.path / "tokenizer.json").is_file()
+def test_pickled_weights_are_those_that_were_pickled(tiny: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny, tmp_path / "old")
+    pickle_weights(path)
+    pickled, plain = (Checkpoint.open(resolve_model(str(each)).path) for each in (path, tiny))
+    assert pickled.names() == plain.names()
+    for name in plain.names():
+        assert torch.equal(pickled.read(name), plain.read(name))
 
 
 # What is none of these
@@ -330,6 +328,13 @@ def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+
+
+def test_download_takes_pickles_only_without_safetensors(hub: Path) -> None:
+    pickle_weights(hub)
+    source = resolve_model("org/good")
+    assert (source.path / "pytorch_model.bin").is_file()
+    Checkpoint.open(source.path).validate()
 
 
 def test_download_takes_what_is_needed_and_nothing_else(hub: Path) -> None:
