@@ -144,14 +144,33 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
     if base is not None:
         return _with_base(path, model_id, path.name, *base)
     if not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{model_id} has no config.json",
-            expected="a repository with a transformers checkpoint",
+        raise _no_config(path, model_id, revision)
+    weight_files(path, model_id)
+    return ModelSource(path, model_id, path.name)
+
+
+def _no_config(path: Path, model_id: str, revision: str | None) -> CheckpointError:
+    """Another repository is needed if the hub's has none either; else only this copy lacks it."""
+    import huggingface_hub
+
+    try:
+        there = huggingface_hub.file_exists(model_id, "config.json", revision=revision)
+    except Exception:  # the hub cannot be asked: the snapshot is what was in the cache
+        there = True
+    if there:
+        return CheckpointError(
+            f"the copy of {model_id} in the cache has no config.json",
+            expected="a transformers checkpoint",
             found=f"{path} without it",
             fix=_download_command(model_id, revision),
         )
-    weight_files(path, model_id)
-    return ModelSource(path, model_id, path.name)
+    return CheckpointError(
+        f"{model_id} has no config.json",
+        expected="a repository with a transformers checkpoint: config.json and safetensors files",
+        found=", ".join(sorted(file.name for file in path.glob("*"))[:8]) or "none of the files",
+        fix="give the repository that this one was made from, as the page "
+        f"{_page_of(model_id)} says",
+    )
 
 
 def _with_base(
@@ -184,9 +203,9 @@ def _with_base(
 
 def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPruneError:
     """The reason for a failed download and the command that mends it."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    url = f"https://huggingface.co/{model_id}"
+    url = _page_of(model_id)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, errors.HFValidationError):
         return OptionError(
@@ -205,13 +224,13 @@ def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPrun
             fix=f"take a branch, tag or commit from {url}/commits/main",
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
+        offline = constants.HF_HUB_OFFLINE
         why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else "the hub is out of reach"
         return CheckpointError(
             f"{model_id} is not in the local cache, and {why}",
             expected=f"revision {revision or 'main'} in the cache, or a connection",
             found=reason,
-            fix=("HF_HUB_OFFLINE=0 " if offline else "") + _download_command(model_id, revision),
+            fix=_download_command(model_id, revision),
         )
     return CheckpointError(
         f"{model_id} could not be downloaded",
@@ -220,8 +239,19 @@ def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPrun
     )
 
 
+def _page_of(model_id: str) -> str:
+    """The repository's page on the hub in use (``HF_ENDPOINT``)."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{model_id}"
+
+
 def _download_command(model_id: str, revision: str | None) -> str:
-    return f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
+    """What downloads it, also where the hub is switched off."""
+    from huggingface_hub import constants
+
+    command = f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
+    return f"HF_HUB_OFFLINE=0 {command}" if constants.HF_HUB_OFFLINE else command
 
 
 def weight_files(path: Path, model: str | None = None) -> tuple[Path, ...]:

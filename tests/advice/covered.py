@@ -14,6 +14,7 @@ __all__ += [
     "COMMANDS",
     "DIRECTORIES",
     "EXPORTS",
+    "HUB",
     "MEDIA",
     "PACKAGES",
     "REPORTS",
@@ -261,7 +262,21 @@ SERVING: Mapping[str, str] = {
     "encoding ahead": "runtime/cli/serve.py::_check_ahead::'leave --encode-ahead out'",
 }
 
-FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, PACKAGES, REPORTS, SERVING)
+HUB: Mapping[str, str] = {
+    # Case of test_hub.py: the advice about a model hub and what was downloaded from it.
+    "nothing in the cache": "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
+    "a hub that fails": "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
+    "a copy without config.json": "export/checkpoint/source.py::_no_config::_download_command(model_id, revision)",
+    "a repository of another kind": "export/checkpoint/source.py::_no_config::f'give the repository that this one was made from, as the page {_page_of(model_id)} says'",
+    "a gated model": "export/checkpoint/source.py::_hub_error::fix",
+    "a model that the hub does not show": "export/checkpoint/source.py::_hub_error::fix",
+    "an id that no hub allows": "export/checkpoint/source.py::_hub_error::_nearest(model_id)",
+    "a misspelt preset": "configs/__init__.py::load_preset::f'{guess} if that was meant' if guess else None",
+    "a plan of what is not in the cache": "runtime/reports/plan/source.py::_cached_config::('HF_HUB_OFFLINE=0 ' if switched_off else '') + f'hf download {hub_id} config.json'",
+}
+
+FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, HUB, MEDIA, PACKAGES, REPORTS)
+FOLLOWED += (SERVING,)
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
@@ -274,7 +289,6 @@ ELSEWHERE: Mapping[str, str] = {
     "export/planning/room.py::check_room::_fitting(min(needed + _ANSWER, longest), needed, pruned)": "tests/export/planning/test_room.py",
     "export/checkpoint/source.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
     "runtime/generation/kept_tokens.py::_count::'leave --keep out'": "tests/end_to_end/test_inside_the_llm.py",
-    "export/checkpoint/source.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)": "tests/export/checkpoint/test_source.py",
     "export/checkpoint/source.py::resolve_model::_nearest(model)": "tests/export/checkpoint/test_source.py",
     "export/checkpoint/source.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'": "tests/export/checkpoint/test_source.py",
 }
@@ -324,18 +338,12 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
         "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
     ),
     "the network: a model hub, or the package of somebody else": (
-        "configs/__init__.py::load_preset::None if guess is None else f'--model {guess} if that was meant'",
-        "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
-        "export/checkpoint/source.py::_hub_error::_nearest(model_id)",
-        "export/checkpoint/source.py::_hub_error::fix",
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
         "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
         "export/selection/__init__.py::_load_installed::f'update or remove the package: pip uninstall {package}'",
         "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}'",
         "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
-        "runtime/reports/plan/source.py::_cached_config::f'hf download {hub_id} config.json'",
     ),
     "a Ray cluster that fails, or two processes at one moment": (
         "runtime/serving/batch/answers.py::_claim::'run it again'",
