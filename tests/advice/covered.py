@@ -218,6 +218,7 @@ MEDIA: Mapping[str, str] = {
     "a long download": "runtime/inputs/download.py::_read::'save it as a file and pass its path'",
     "a damaged video": "runtime/inputs/video.py::_damaged::'the video is damaged or of another kind: get it again'",
     "a video that ends early": "runtime/inputs/video.py::LazyFrames._decode::'the video is damaged or cut off: get it again'",
+    "a codec without a decoder": "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
     "a picture called a video": "runtime/inputs/video.py::_open_file::'give it as a picture, not as a video'",
     "frames of two sizes": "runtime/inputs/video.py::_open_folder::'scale the frames to one size, or take other pictures out of the folder'",
 }
@@ -235,6 +236,8 @@ PACKAGES: Mapping[str, str] = {
     "pillow-heif": "runtime/inputs/image_loading.py::_register_heif::'pip install pillow-heif, or save the picture as JPEG'",
     "an old onnxruntime": "runtime/backends/onnxruntime/session.py::_require_version::f'pip install --upgrade \"{_PACKAGES[device]}>={minimum}\"'",
     "an old onnxruntime at export": "export/verify/__init__.py::check_onnxruntime::f'pip install --upgrade \"onnxruntime>={dialect.min_onnxruntime}\", or skip the check with --no-verify'",
+    "a graph of a later opset": "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}' if is_graph else export_command(directory.manifest, directory.path)",
+    "a selector that does not load": "export/selection/__init__.py::_load_installed::f'pip install --upgrade {package}, or take another --selector'",
     "a family of a package": "runtime/families/__init__.py::family_class::'install the divprune-edge, or the package with this family, that the export used'",
     "a newer manifest": "runtime/directory/manifest.py::_check_schema_version::'install the divprune-edge that wrote it, or a newer one' if newer else RE_EXPORT",
 }
@@ -341,9 +344,6 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
         "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
-        "export/selection/__init__.py::_load_installed::f'update or remove the package: pip uninstall {package}'",
-        "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}'",
-        "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
     ),
     "a Ray cluster that fails, or two processes at one moment": (
         "runtime/serving/batch/answers.py::_claim::'run it again'",
@@ -356,7 +356,6 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
 
 NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
     "no case is known that leads there through a command": (
-        "export/selection/fixed_order.py::FixedOrder.write_order::'--selector divprune'",
         'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',
         "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
         "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",

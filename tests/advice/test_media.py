@@ -180,6 +180,29 @@ def test_videos_that_cannot_be_read_are_got_again(tmp_path):
     assert len(load_video(whole).frames) == 12
 
 
+@pytest.mark.parametrize("tag", [b"AVS2", b"AVS3", b"EVC1"])
+def test_a_video_without_a_decoder_here_is_converted_where_there_is_one(tmp_path, tag):
+    there = write_video(tmp_path / "clip.avi", 12)
+    (tmp_path / "INPUT").write_bytes(there.read_bytes().replace(b"FMP4", tag))
+    refusal = refused(lambda: load_video(tmp_path / "INPUT"))
+    assert_gave(refusal, MEDIA["a codec without a decoder"])
+    command, _, source, option, codec, output = refusal.fix.split()
+    assert (command, source, option) == ("ffmpeg", "INPUT", "-c:v")
+    convert(there, tmp_path / output, codec)
+    assert len(load_video(tmp_path / output).frames) == 12
+
+
+def convert(source: Path, target: Path, codec: str) -> None:
+    """What ``ffmpeg -i`` does, by the same libraries."""
+    av = pytest.importorskip("av")
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream(codec, rate=old.streams.video[0].average_rate)
+        stream.width, stream.height = old.streams.video[0].width, old.streams.video[0].height
+        for frame in old.decode(video=0):
+            new.mux(stream.encode(frame))
+        new.mux(stream.encode())
+
+
 def test_a_video_that_ends_early_is_got_again():
     def start(count: int) -> Iterator[Callable[[], Image.Image]]:
         return iter([picture] * count)
