@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED", "NOT_HERE"]
+__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_HERE"]
 __all__ += [
     "CHECKPOINTS",
+    "CLUSTER",
     "COMMANDS",
     "DIRECTORIES",
     "EXPORTS",
@@ -178,6 +179,7 @@ DIRECTORIES: Mapping[str, str] = {
     "no directory: a file": "runtime/directory/engine_directory.py::_existing_directory::_WRITE",
     "an interrupted export": "runtime/directory/engine_directory.py::_existing_directory::'export again, which also removes it'",
     "a file that was replaced": "runtime/directory/engine_directory.py::EngineDirectory.require_unchanged::'start again with the directory as it is now'",
+    "a tokenizer that fails": "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
     "a tokenizer that is missing": "runtime/inputs/tokenization.py::TextTokenizer.from_dir::_FIX",
     "a token without a row": "runtime/generation/embeddings.py::EmbeddingTable._no_row::'leave it out of the prompt, or give the model a row for it (resize_token_embeddings, and training) and export again'",
 }
@@ -208,6 +210,7 @@ MEDIA: Mapping[str, str] = {
     "a directory without a video processor": "runtime/families/_qwen_vision.py::QwenVision.prepare_video::'export again from a checkpoint that has it'",
     "a ribbon, qwen": "runtime/families/_qwen_pixels.py::fit_size::'crop the picture first'",
     "a ribbon for a small export": "runtime/families/_qwen_vision.py::QwenVision._picture_size::'crop the picture, or export with a larger --max-image-tokens'",
+    "a video for LLaVA-1.5": "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
     "a video for LLaVA-1.6": "runtime/families/llava_next.py::LlavaNext.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
     "too few tokens for a grid": "runtime/families/_anyres.py::Grids.within::f'--max-image-tokens {smallest}'",
     "an array of floats": "runtime/inputs/image_loading.py::_from_array::'scale it to uint8 from 0 to 255 and put the channels last'",
@@ -239,6 +242,7 @@ PACKAGES: Mapping[str, str] = {
     "a graph of a later opset": "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}' if is_graph else export_command(directory.manifest, directory.path)",
     "a selector that does not load": "export/selection/__init__.py::_load_installed::f'pip install --upgrade {package}, or take another --selector'",
     "a family of a package": "runtime/families/__init__.py::family_class::'install the divprune-edge, or the package with this family, that the export used'",
+    "an image processor of a package's family": "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
     "a newer manifest": "runtime/directory/manifest.py::_check_schema_version::'install the divprune-edge that wrote it, or a newer one' if newer else RE_EXPORT",
 }
 
@@ -265,6 +269,14 @@ SERVING: Mapping[str, str] = {
     "encoding ahead": "runtime/cli/serve.py::_check_ahead::'leave --encode-ahead out'",
 }
 
+CLUSTER: Mapping[str, str] = {
+    # Case of test_cluster.py: the advice about workers on a Ray cluster.
+    "nobody at the address": "runtime/serving/batch/cluster.py::_connect::_start_command(cluster.address) if nobody_there else None",
+    "a folder that Ray cannot use": "runtime/serving/batch/cluster.py::_connect::'leave --workers out, or set RAY_TMPDIR to a folder with a short path that can be written to'",
+    "no room for a worker": "runtime/serving/batch/cluster.py::_check_room::'ask for less (--cpus-per-worker, --gpus-per-worker), or ray start --num-cpus N --num-gpus N on a machine where Ray does not see what there is'",
+    "workers that all die": "runtime/serving/batch/handout.py::_all_die::'see that the engine directory has the same path on every machine, and that a worker has memory enough (fewer --workers)'",
+}
+
 HUB: Mapping[str, str] = {
     # Case of test_hub.py: the advice about a model hub and what was downloaded from it.
     "nothing in the cache": "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
@@ -278,11 +290,14 @@ HUB: Mapping[str, str] = {
     "a plan of what is not in the cache": "runtime/reports/plan/source.py::_cached_config::('HF_HUB_OFFLINE=0 ' if switched_off else '') + f'hf download {hub_id} config.json'",
 }
 
-FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, HUB, MEDIA, PACKAGES, REPORTS)
-FOLLOWED += (SERVING,)
+FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, PACKAGES, REPORTS, SERVING)
+FOLLOWED += (CLUSTER, HUB)
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
+    'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"': "tests/advice/test_overflow.py",
+    "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens' if too_many else 'give a larger picture or more frames'": "tests/runtime/test_bad_media.py",
+    "runtime/serving/batch/cluster.py::answer_on_cluster::'run the same command again: it goes on where it was'": "tests/runtime/serving/batch/test_cluster.py",
     "export/verify/activations.py::check_half::'--dtype fp32'": "tests/advice/test_overflow.py",
     "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'": "tests/advice/test_overflow.py",
     "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'": "tests/advice/test_overflow.py",
@@ -344,22 +359,5 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
         "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
-    ),
-    "a Ray cluster that fails, or two processes at one moment": (
-        "runtime/serving/batch/answers.py::_claim::'run it again'",
-        "runtime/serving/batch/cluster.py::_check_room::'ask for less (--cpus-per-worker, --gpus-per-worker), or ray start --num-cpus N --num-gpus N on a machine where Ray does not see what there is'",
-        "runtime/serving/batch/handout.py::_all_die::'see that the engine directory has the same path on every machine, and that a worker has memory enough (fewer --workers)'",
-        "runtime/serving/batch/cluster.py::_connect::'ray status shows whether one is running; ray start --head starts one'",
-        "runtime/serving/batch/cluster.py::answer_on_cluster::'run the same command again: it goes on where it was'",
-    ),
-}
-
-NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
-    "no case is known that leads there through a command": (
-        'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',
-        "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
-        "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
-        "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens'",
-        "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
     ),
 }

@@ -22,6 +22,7 @@ from divprune.runtime.inputs.download import download
 from divprune.runtime.inputs.image_loading import load_image
 from divprune.runtime.inputs.image_processor import ImageProcessor
 from divprune.runtime.inputs.video import LazyFrames, load_video
+from divprune.runtime.pipeline import Pipeline
 from tests.advice.covered import MEDIA
 from tests.advice.tools import assert_gave, refused
 from tests.runtime.families import test_internvl, test_qwen, test_smolvlm
@@ -116,6 +117,19 @@ def test_what_the_advice_says_is_taken(name):
     refusal = refused(before)
     assert_gave(refusal, MEDIA[name])
     after(refusal.fix)
+
+
+def test_frames_of_a_video_are_pictures_for_a_model_of_pictures(engine_dir):
+    pipeline = Pipeline.from_dir(engine_dir, threads=1)
+
+    def ask(*parts: dict[str, object]) -> object:
+        content = [*parts, {"type": "text", "text": "What?"}]
+        return pipeline.chat([{"role": "user", "content": content}], max_new_tokens=1).result
+
+    refusal = refused(lambda: ask({"type": "video", "video": video(2)}))
+    assert_gave(refusal, MEDIA["a video for LLaVA-1.5"])
+    assert refusal.fix.startswith("give single frames as pictures")
+    ask(*({"type": "image", "image": frame} for frame in video(2).frames))
 
 
 def test_a_picture_of_another_mode_is_opened_by_load_image(tmp_path):

@@ -18,7 +18,14 @@ import pytest
 import tomllib
 from packaging.requirements import Requirement
 from PIL import Image
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
+from divprune.export import families as export_families
 from divprune.export.verify import check_onnxruntime
 from divprune.runtime import families
 from divprune.runtime.directory import manifest
@@ -221,6 +228,29 @@ def test_a_selector_that_does_not_load_is_upgraded_or_another_one_taken(
     subprocess.run(pip, env=os.environ | offline, check=True, capture_output=True)
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
     importlib.invalidate_caches()
+    assert attempt(words, whole=False).code == 0
+
+
+def test_the_image_processor_of_a_family_from_a_package_is_named_by_its_model(
+    places, tmp_path, monkeypatch
+):
+    config = type("ToyConfig", (LlavaConfig,), {"model_type": "toy"})
+    models = AutoModelForImageTextToText._model_mapping._extra_content
+    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "toy", config)
+    monkeypatch.setitem(models, config, LlavaForConditionalGeneration)
+    toy = EntryPoint("toy", "divprune.export.families.llava:FAMILY", export_families.ENTRY_POINTS)
+    monkeypatch.setattr(export_families, "entry_points", lambda group: [toy])
+    source = Path(shutil.copytree(places["checkpoint"], tmp_path / "checkpoint"))
+    (source / "processor_config.json").unlink(missing_ok=True)
+    processor = source / "preprocessor_config.json"
+    whole = json.loads(processor.read_text())
+    content = json.loads((source / "config.json").read_text()) | {"model_type": "toy"}
+    (source / "config.json").write_text(json.dumps(content))
+    processor.write_text(json.dumps(whole | {"image_processor_type": None}))
+    words = f"divprune-export --model {source} --keep 0.1 --output {tmp_path / 'new'}".split()
+    refusal = attempt(words, whole=False)
+    assert_gave(refusal, PACKAGES["an image processor of a package's family"])
+    processor.write_text(json.dumps(whole))
     assert attempt(words, whole=False).code == 0
 
 
