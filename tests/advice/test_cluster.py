@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +23,16 @@ pytest.importorskip("ray", reason="the extra batch is not installed")
 
 
 class Place:
-    """An address where a cluster runs or does not."""
+    """An address where no cluster runs until it is started."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.head: RayHead | None = None
 
-    def start(self, cpus: int) -> None:
-        """Run ``ray start --head --port=... --num-cpus=...``, unless it was; the number is kept."""
-        self.head = self.head or RayHead(cpus, self.port)
-
-    def kill(self) -> None:
-        if self.head is not None:
-            self.head.kill()
-        self.head = None
+    def start(self) -> None:
+        """Run ``ray start --head --port=... --num-cpus=2``, once."""
+        self.head = self.head or RayHead(2, self.port)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +42,8 @@ def place() -> Iterator[Place]:
             patch.setenv(name, value)
         found = Place()
         yield found
-        found.kill()
+        if found.head is not None:
+            found.head.kill()
 
 
 @pytest.fixture
@@ -56,19 +53,31 @@ def words(engine_dir: Path, tmp_path: Path, place: Place) -> list[str]:
     return f"{batch} --max-new-tokens 2 --address {place.address}".split()
 
 
-def test_a_worker_that_asks_for_less_has_room(place, words):
-    place.start(1)
-    for option in ("--cpus-per-worker", "--gpus-per-worker"):
-        refusal = attempt([*words, option, "2"])
-        assert_gave(refusal, CLUSTER["no room for a worker"])
-        assert option in refusal.fix
-    assert attempt([*words, "--cpus-per-worker", "0.5"]).code == 0
+def test_a_cluster_is_reached_once_it_was_started(place, words):
+    assert place.head is None
+    refusal = attempt(words)
+    assert_gave(refusal, CLUSTER["nobody at the address"])
+    assert refusal.fix == f"ray start --head --port={place.port} on 127.0.0.1"
+    place.start()
+    assert attempt(words).code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "too_many", "less"),
+    [("--cpus-per-worker", "3", "2"), ("--gpus-per-worker", "1", "0")],
+)
+def test_a_worker_that_asks_for_less_has_room(place, words, option, too_many, less):
+    place.start()
+    refusal = attempt([*words, option, too_many])
+    assert_gave(refusal, CLUSTER["no room for a worker"])
+    assert re.match(r"ask for less \(.*" + option, refusal.fix)
+    assert attempt([*words, option, less]).code == 0
 
 
 def test_workers_start_where_the_engine_directory_has_its_path(
     place, engine_dir, tmp_path, monkeypatch
 ):
-    place.start(1)
+    place.start()
     monkeypatch.setattr(handout, "_FAILED_STARTS", 1)
     options = WorkerOptions(str(tmp_path / "engine"), None, 2, SamplingOptions(), threads=1)
     found: list[dict[str, Any]] = []
@@ -86,33 +95,23 @@ def test_workers_start_where_the_engine_directory_has_its_path(
     assert [row["error"] for row in found] == [None]
 
 
-def test_a_cluster_is_reached_once_it_was_started_and_has_the_room_that_it_was_told_of(
-    place, words, tmp_path
-):
-    place.kill()
-    refusal = attempt(words)
-    assert_gave(refusal, CLUSTER["nobody at the address"])
-    assert refusal.fix == f"ray start --head --port={place.port} on 127.0.0.1"
-    place.start(2)
-    assert attempt(words).code == 0
-    words[3] = str(tmp_path / "other")
-    assert attempt([*words, "--cpus-per-worker", "2"]).code == 0
-
-
 @pytest.mark.parametrize(
-    ("address", "command"),
+    ("address", "environment", "command"),
     [
-        ("ray://127.0.0.1:{}", "ray start --head --ray-client-server-port={} on 127.0.0.1"),
-        ("[::1]:{}", "ray start --head --port={} on [::1]"),
-        ("auto", "ray start --head on this machine"),
+        ("ray://127.0.0.1:{}", "", "ray start --head --ray-client-server-port={} on 127.0.0.1"),
+        ("[::1]:{}", "", "ray start --head --port={} on [::1]"),
+        ("auto", "", "ray start --head on this machine"),
+        ("auto", "127.0.0.1:{}", "ray start --head --port={} on 127.0.0.1"),
     ],
 )
 def test_the_command_that_starts_a_cluster_fits_the_address(
-    words, tmp_path, monkeypatch, address, command
+    words, tmp_path, monkeypatch, address, environment, command
 ):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     port = free_port()
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", environment.format(port))
     refusal = attempt([*words[:-1], address.format(port)])
     assert_gave(refusal, CLUSTER["nobody at the address"])
     assert refusal.fix == command.format(port)

@@ -155,7 +155,9 @@ def _connect(ray: ModuleType, cluster: ClusterOptions) -> None:
 
 
 def _start_command(address: str) -> str:
-    """What makes the address one of a cluster."""
+    """What makes the address one of a cluster; a new one of this machine is what ``auto`` finds."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return "ray start --head on this machine"
