@@ -143,34 +143,44 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
     base = base_of_adapter(path)
     if base is not None:
         return _with_base(path, model_id, path.name, *base)
+    if (problem := _problem(path)) is not None and not _answers(model_id, revision):
+        raise CheckpointError(
+            f"the copy of {model_id} in the cache is not whole",
+            expected="a transformers checkpoint",
+            found=problem,
+            fix=_download_command(model_id, revision),
+        )
     if not (path / "config.json").is_file():
-        raise _no_config(path, model_id, revision)
+        raise CheckpointError(
+            f"{model_id} has no config.json",
+            expected="a repository with a transformers checkpoint",
+            found=f"{path} without it",
+            fix=f"give the model that this one was made from: {_page_of(model_id)} names it",
+        )
     weight_files(path, model_id)
     return ModelSource(path, model_id, path.name)
 
 
-def _no_config(path: Path, model_id: str, revision: str | None) -> CheckpointError:
-    """Another repository is needed if the hub's has none either; else only this copy lacks it."""
+def _problem(path: Path) -> str | None:
+    """What a snapshot lacks."""
+    if not (path / "config.json").is_file():
+        return f"{path} has no config.json"
+    try:
+        weight_files(path)
+    except CheckpointError as error:
+        return error.what
+    return None
+
+
+def _answers(model_id: str, revision: str | None) -> bool:
+    """Whether the hub does: a snapshot is all that it has then, not what the cache has of it."""
     import huggingface_hub
 
     try:
-        there = huggingface_hub.file_exists(model_id, "config.json", revision=revision)
-    except Exception:  # the hub cannot be asked: the snapshot is what was in the cache
-        there = True
-    if there:
-        return CheckpointError(
-            f"the copy of {model_id} in the cache has no config.json",
-            expected="a transformers checkpoint",
-            found=f"{path} without it",
-            fix=_download_command(model_id, revision),
-        )
-    return CheckpointError(
-        f"{model_id} has no config.json",
-        expected="a repository with a transformers checkpoint: config.json and safetensors files",
-        found=", ".join(sorted(file.name for file in path.glob("*"))[:8]) or "none of the files",
-        fix="give the repository that this one was made from, as the page "
-        f"{_page_of(model_id)} says",
-    )
+        huggingface_hub.file_exists(model_id, "config.json", revision=revision)
+    except Exception:  # errors of the hub and its HTTP client
+        return False
+    return True
 
 
 def _with_base(
@@ -224,8 +234,8 @@ def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPrun
             fix=f"take a branch, tag or commit from {url}/commits/main",
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        offline = constants.HF_HUB_OFFLINE
-        why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else "the hub is out of reach"
+        is_off = constants.HF_HUB_OFFLINE
+        why = "the hub is switched off (HF_HUB_OFFLINE)" if is_off else "the hub is out of reach"
         return CheckpointError(
             f"{model_id} is not in the local cache, and {why}",
             expected=f"revision {revision or 'main'} in the cache, or a connection",

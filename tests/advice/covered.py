@@ -281,8 +281,8 @@ HUB: Mapping[str, str] = {
     # Case of test_hub.py: the advice about a model hub and what was downloaded from it.
     "nothing in the cache": "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
     "a hub that fails": "export/checkpoint/source.py::_hub_error::_download_command(model_id, revision)",
-    "a copy without config.json": "export/checkpoint/source.py::_no_config::_download_command(model_id, revision)",
-    "a repository of another kind": "export/checkpoint/source.py::_no_config::f'give the repository that this one was made from, as the page {_page_of(model_id)} says'",
+    "a copy that is not whole": "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
+    "a repository of another kind": "export/checkpoint/source.py::_from_hub::f'give the model that this one was made from: {_page_of(model_id)} names it'",
     "a gated model": "export/checkpoint/source.py::_hub_error::fix",
     "a model that the hub does not show": "export/checkpoint/source.py::_hub_error::fix",
     "an id that no hub allows": "export/checkpoint/source.py::_hub_error::_nearest(model_id)",

@@ -51,14 +51,19 @@ def switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("hinder", [no_network, switched_off])
-@pytest.mark.parametrize("name", ["nothing in the cache", "a copy without config.json"])
-def test_the_download_brings_what_the_cache_lacks(hub, source, tmp_path, monkeypatch, hinder, name):
-    if name == "a copy without config.json":
-        snapshot = write_hub_cache(tmp_path / "hf", GOOD, source, COMMIT)
-        (snapshot / "config.json").unlink()
+@pytest.mark.parametrize(
+    "lost", ["*", "config.json", "model.safetensors.index.json", "model-00001*", "model*"]
+)
+def test_the_download_brings_what_the_cache_lacks(hub, source, tmp_path, monkeypatch, hinder, lost):
+    snapshot = write_hub_cache(tmp_path / "hf", GOOD, source, COMMIT)
+    for file in snapshot.glob(lost):
+        file.unlink()
+    if lost == "*":
+        shutil.rmtree(tmp_path / "hf")
     with monkeypatch.context() as hindered:
         hinder(hindered)
         refusal = attempt(export(GOOD), whole=False)
+    name = "nothing in the cache" if lost == "*" else "a copy that is not whole"
     assert_gave(refusal, HUB[name])
     if hinder is switched_off:
         hinder(monkeypatch)

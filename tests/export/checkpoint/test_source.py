@@ -93,15 +93,6 @@ def test_cached_snapshot_with_a_missing_shard_is_refused(hf_home: Path, tiny: Pa
         resolve_model(HUB_ID)
 
 
-def test_repository_without_safetensors_gives_the_conversion(hf_home: Path, tiny: Path) -> None:
-    snapshot = write_hub_cache(hf_home, HUB_ID, tiny, COMMIT)
-    for file in snapshot.glob("model*"):
-        file.unlink()
-    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
-        resolve_model(HUB_ID)
-    assert f"from_pretrained('{HUB_ID}'" in str(caught.value.fix)
-
-
 # Directories
 
 
@@ -264,6 +255,14 @@ def test_download_takes_what_is_needed_and_nothing_else(hub: Path) -> None:
     assert source.revision == COMMIT
     assert {file.name for file in source.path.iterdir()} == wanted
     Checkpoint.open(source.path).validate()
+
+
+def test_repository_without_safetensors_gives_the_conversion(hub: Path) -> None:
+    for file in hub.glob("model*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="no safetensors weights") as caught:
+        resolve_model("org/good")
+    assert "from_pretrained('org/good'" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(
