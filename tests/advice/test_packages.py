@@ -18,12 +18,6 @@ import pytest
 import tomllib
 from packaging.requirements import Requirement
 from PIL import Image
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForImageTextToText,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
 
 from divprune.export import families as export_families
 from divprune.export.verify import check_onnxruntime
@@ -234,10 +228,11 @@ def test_a_selector_that_does_not_load_is_upgraded_or_another_one_taken(
 def test_the_image_processor_of_a_family_from_a_package_is_named_by_its_model(
     places, tmp_path, monkeypatch
 ):
-    config = type("ToyConfig", (LlavaConfig,), {"model_type": "toy"})
-    models = AutoModelForImageTextToText._model_mapping._extra_content
-    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "toy", config)
-    monkeypatch.setitem(models, config, LlavaForConditionalGeneration)
+    transformers = pytest.importorskip("transformers")
+    config = type("ToyConfig", (transformers.LlavaConfig,), {"model_type": "toy"})
+    models = transformers.AutoModelForImageTextToText._model_mapping._extra_content
+    monkeypatch.setitem(transformers.CONFIG_MAPPING._extra_content, "toy", config)
+    monkeypatch.setitem(models, config, transformers.LlavaForConditionalGeneration)
     toy = EntryPoint("toy", "divprune.export.families.llava:FAMILY", export_families.ENTRY_POINTS)
     monkeypatch.setattr(export_families, "entry_points", lambda group: [toy])
     source = Path(shutil.copytree(places["checkpoint"], tmp_path / "checkpoint"))
