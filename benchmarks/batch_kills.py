@@ -29,16 +29,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 KINDS = ("driver", "worker", "cluster")
 SECONDS = 180
 PICTURES = Path(__file__).resolve().parents[1] / "models" / "small_scenes" / "scenes"
+_AGAIN = "run the same command again: it goes on where it was"
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 
-class RayHead:
-    """A Ray cluster of one machine, in a session and a folder of its own."""
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
-    def __init__(self, cpus: int = 2) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+
+class RayHead:
+    """A Ray cluster of one machine, in a session and a folder of its own, at a free port."""
+
+    def __init__(self, cpus: int = 2, port: int | None = None) -> None:
+        port = port or free_port()
         self.address = f"127.0.0.1:{port}"
         self.folder = Path(tempfile.mkdtemp(prefix="ray"))
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
@@ -145,7 +151,7 @@ class KilledRun:
         members = len(self.cluster.members())
         self.cluster.kill()
         _, told = self.run.communicate(timeout=SECONDS)
-        if self.run.returncode != 2 or "Ray cluster" not in told:
+        if self.run.returncode != 2 or _AGAIN not in told:
             raise SystemExit(f"a lost cluster ended the run with {self.run.returncode}: {told}")
         self.cluster = RayHead()
         self.run = self.start()

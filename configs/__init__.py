@@ -101,7 +101,7 @@ def load_preset(name: str) -> Preset:
             f"there is no preset {name}",
             expected="one of " + ", ".join(list_presets()),
             found=name,
-            fix=None if guess is None else f"--model {guess} if that was meant",
+            fix=f"{guess} if that was meant" if guess else None,
         )
     content = yaml.safe_load((_MODELS / f"{name}.yaml").read_text(encoding="utf-8"))
     return preset_from_dict(name, content)

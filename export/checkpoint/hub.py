@@ -9,7 +9,15 @@ from pathlib import Path
 from divprune.configs import suggest_preset
 from divprune.runtime.errors import CheckpointError, DivPruneError, OptionError
 
-__all__ = ["CONFIGS", "PICKLES", "WEIGHTS", "download_command", "nearest_preset", "snapshot"]
+__all__ = [
+    "CONFIGS",
+    "PICKLES",
+    "WEIGHTS",
+    "download_command",
+    "nearest_preset",
+    "page_of",
+    "snapshot",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +61,26 @@ def nearest_preset(model: str) -> str | None:
     return None if guess is None else f"--model {guess} if that was meant"
 
 
+def page_of(model_id: str) -> str:
+    """The repository's page on the hub in use (``HF_ENDPOINT``)."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{model_id}"
+
+
 def download_command(model_id: str, revision: str | None) -> str:
-    """The command that downloads a repository as a whole."""
-    return f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
+    """The command that downloads a repository as a whole, also where the hub is switched off."""
+    from huggingface_hub import constants
+
+    command = f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
+    return f"HF_HUB_OFFLINE=0 {command}" if constants.HF_HUB_OFFLINE else command
 
 
 def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPruneError:
     """The reason for a failed download and the command that mends it."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    url = f"https://huggingface.co/{model_id}"
+    url = page_of(model_id)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, errors.HFValidationError):
         return OptionError(
@@ -84,13 +102,13 @@ def _hub_error(model_id: str, revision: str | None, error: Exception) -> DivPrun
             fix=f"take a branch, tag or commit from {url}/commits/main",
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
-        why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else "the hub is out of reach"
+        is_off = constants.HF_HUB_OFFLINE
+        why = "the hub is switched off (HF_HUB_OFFLINE)" if is_off else "the hub is out of reach"
         return CheckpointError(
             f"{model_id} is not in the local cache, and {why}",
             expected=f"revision {revision or 'main'} in the cache, or a connection",
             found=reason,
-            fix=("HF_HUB_OFFLINE=0 " if offline else "") + download_command(model_id, revision),
+            fix=download_command(model_id, revision),
         )
     return CheckpointError(
         f"{model_id} could not be downloaded",

@@ -19,6 +19,7 @@ from divprune.export.checkpoint.hub import (
     WEIGHTS,
     download_command,
     nearest_preset,
+    page_of,
     snapshot,
 )
 from divprune.export.checkpoint.original_layout import join_original
@@ -135,14 +136,20 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
     base = base_of_adapter(path)
     if base is not None:
         return _with_base(path, model_id, path.name, *base)
-    if not (path / "config.json").is_file():
+    if (problem := _problem(path)) is not None:
+        if not _answers(model_id, revision):
+            raise CheckpointError(
+                f"the copy of {model_id} in the cache is not whole",
+                expected="a transformers checkpoint",
+                found=problem,
+                fix=download_command(model_id, revision),
+            )
         raise CheckpointError(
-            f"{model_id} has no config.json",
-            expected="a repository with a transformers checkpoint",
-            found=f"{path} without it",
-            fix=download_command(model_id, revision),
+            f"{model_id} has no checkpoint that can be read",
+            expected="config.json, and safetensors or pytorch_model.bin",
+            found=problem,
+            fix=f"give the model that this one was made from: {page_of(model_id)} names it",
         )
-    weight_files(path)
     return ModelSource(path, model_id, path.name)
 
 
@@ -167,6 +174,28 @@ def _download(model_id: str, revision: str | None) -> Path:
     if not any(path.glob("*.safetensors")):
         path = snapshot(model_id, revision, (*CONFIGS, *WEIGHTS, *PICKLES))
     return path
+
+
+def _problem(path: Path) -> str | None:
+    """What a snapshot lacks."""
+    if not (path / "config.json").is_file():
+        return f"{path} has no config.json"
+    try:
+        weight_files(path)
+    except CheckpointError as error:
+        return error.what
+    return None
+
+
+def _answers(model_id: str, revision: str | None) -> bool:
+    """Whether the hub does: a snapshot is all that it has then, not what the cache has of it."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.file_exists(model_id, "config.json", revision=revision)
+    except Exception:  # errors of the hub and its HTTP client
+        return False
+    return True
 
 
 def _with_base(

@@ -130,5 +130,5 @@ def _load_installed(entry: EntryPoint, setting: Setting) -> Selector:
         f"the selector {entry.name!r} of package {package} does not load",
         expected=f"{entry.value} to make a Selector named {entry.name!r}",
         found=found,
-        fix=f"update or remove the package: pip uninstall {package}",
+        fix=f"pip install --upgrade {package}, or take another --selector",
     )

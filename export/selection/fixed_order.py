@@ -13,7 +13,6 @@ from divprune.export.graphs.writer import GraphWriter
 from divprune.export.selection.checks import check_count, check_finite
 from divprune.export.selection.protocol import NO_ARRAYS, NO_VALUES, Arrays, Selector, Values
 from divprune.export.selection.sizes import Size, as_size
-from divprune.runtime.errors import UnsupportedError
 
 __all__ = ["FixedOrder"]
 
@@ -64,15 +63,9 @@ class FixedOrder(Selector):
     def write_order(self, op: GraphWriter, num_tokens: ir.Value, num_kept: ir.Value) -> ir.Value:
         """Append ``order`` as a subgraph, for N and K that are int64 [1]: int64 [K].
 
-        Raises:
-            UnsupportedError: if there is no such choice.
+        Asked of selectors of ``any_size``, which have to say it.
         """
-        raise UnsupportedError(
-            f"--selector {self.name} needs pictures of one size",
-            expected="a fixed number of visual tokens",
-            found="one that varies from picture to picture",
-            fix="--selector divprune",
-        )
+        raise NotImplementedError(f"{self.name} writes no order for pictures of any size")
 
     def patch_grid(self, num_tokens: int) -> tuple[int, int, int]:
         """Rows and columns of patches, and the number of tokens before the first of them."""

@@ -198,14 +198,16 @@ class MediaEncoder:
         for name, size in _sizes(self._manifest, prepared).items():
             limits = self._manifest.dims[name]
             if not limits.minimum <= size <= limits.maximum:
+                too_many = size > limits.maximum
                 raise OptionError(
-                    f"this {prepared.kind} has more {name} than the engine directory allows"
-                    if size > limits.maximum
-                    else f"this {prepared.kind} has fewer {name} than the engine directory allows",
+                    f"this {prepared.kind} has {'more' if too_many else 'fewer'} {name} than the "
+                    "engine directory allows",
                     expected=f"{limits.minimum} to {limits.maximum}",
                     found=size,
                     fix="give a smaller picture or fewer frames, or export again with a larger "
-                    "--max-image-tokens",
+                    "--max-image-tokens"
+                    if too_many
+                    else "give a larger picture or more frames",
                 )
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_FOLLOWED", "NOT_HERE"]
+__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_HERE"]
 __all__ += [
     "CHECKPOINTS",
+    "CLUSTER",
     "COMMANDS",
     "DIRECTORIES",
     "EXPORTS",
+    "HUB",
     "MEDIA",
+    "ORIGINAL",
     "PACKAGES",
     "REPORTS",
     "SERVING",
@@ -83,7 +86,7 @@ WORDS: Mapping[str, str] = {
     "floats of no scale": "runtime/inputs/image_loading.py::_scale_floats::'scale it to 8 or 16 bits a channel'",
     "a line that is no sample": "runtime/reports/eval/dataset.py::_bad_line::f'mend line {number} of {path}'",
     "a log of other questions": "runtime/reports/eval/log.py::_check_header::'name another --output directory, or start over with --force'",
-    "a directory without a model": "export/checkpoint/source.py::_from_directory::'give the directory that holds config.json and the safetensors files'",
+    "a directory without a model": "export/checkpoint/source.py::_from_directory::'give the directory that holds config.json and the weights'",
     "a checkpoint called like a preset": "configs/__init__.py::refuse_ambiguous::f'{directory} for the directory, or {preset} for the preset'",
     "a question piped in": "runtime/cli/run.py::_read_prompt::\"echo 'What is it?' | divprune-run ENGINE_DIR picture.jpg --prompt -\"",
     "a picture piped in": "runtime/inputs/image_sources.py::_read_stdin::'divprune-run ENGINE_DIR - < picture.jpg'",
@@ -112,12 +115,12 @@ CHECKPOINTS: Mapping[str, str] = {
     "a config of another model": "export/checkpoint/checkpoint.py::Checkpoint.validate::'download the checkpoint again, or correct config.json'",
     "two layouts of keys": "export/checkpoint/checkpoint.py::_twice::'download the checkpoint again into an empty directory'",
     "a value out of range": 'runtime/directory/config_ranges.py::_out_of_range::"correct it in the checkpoint\'s config.json, or download the checkpoint again"',
-    "a head that is not tied": "export/checkpoint/checkpoint.py::Checkpoint._resolve_tied_head::f\"set tie_word_embeddings to false in {self.path / 'config.json'}, in text_config as well\"",
+    "a head that is not tied": 'export/checkpoint/checkpoint.py::Checkpoint._resolve_tied_head::"set tie_word_embeddings to false in the checkpoint\'s config.json, in text_config as well"',
     "no tokenizer": "export/checkpoint/preprocessing.py::no_tokenizer::'pip install sentencepiece, which converts tokenizer.model' if old else 'copy both files of the original model into the directory'",
     "a tokenizer of another model": "export/planning/make_plan.py::_facts::'copy tokenizer.json and tokenizer_config.json of the model into the directory'",
     "no image processor": "export/checkpoint/preprocessing.py::read_preprocessor_config::'copy preprocessor_config.json of the original model into the directory'",
     "no chat template": 'export/output/host_files.py::_chat_template::"write the model\'s template to chat_template.jinja there"',
-    "no end of an answer": "export/output/host_files.py::_generation_config::f\"write it to {checkpoint / 'generation_config.json'}\"",
+    "no end of an answer": 'export/output/host_files.py::_generation_config::"write it to the checkpoint\'s generation_config.json"',
     "a weight that is no number": "export/checkpoint/weights.py::check_range::'download the checkpoint again'",
     "packed, but not how": "export/checkpoint/checkpoint.py::_packed_layers::'copy quantize_config.json or quant_config.json into quantization_config there'",
     "not packed": "export/checkpoint/packed_layers.py::find_packed_layers::'download the checkpoint again, or remove quantization_config'",
@@ -134,11 +137,12 @@ CHECKPOINTS: Mapping[str, str] = {
     "an adapter of another model": "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that it was trained on'",
     "an adapter on packed weights": "export/checkpoint/adapter.py::Adapter.check::'put the adapter on the model that was not quantised'",
     "half an adapter": "export/checkpoint/adapter.py::_delta::'save the adapter again, or download it again'",
-    "an adapter without weights": "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
+    "a pickle cut off": "export/checkpoint/pickle_file.py::_damaged::'download the file again'",
+    "weights from before torch 1.6": "export/checkpoint/pickle_file.py::_to_be_rewritten::f'''python -c \"import os, torch; found = torch.load({str(file)!r}, map_location='cpu', weights_only=True); torch.save({{k: v.contiguous() for k, v in found.items()}}, {new!r}); os.replace({new!r}, {str(file)!r})\"'''",
+    "an adapter without weights": "export/checkpoint/adapter.py::_no_weights::'download the adapter again, or remove adapter_config.json to export without it'",
     "an adapter of nothing": 'export/checkpoint/adapter_source.py::base_of_adapter::f"write the model\'s directory or hub id there, in {config}"',
     "an adapter of a model elsewhere": "export/checkpoint/source.py::_with_base::f\"write the model's directory to base_model_name_or_path in {adapter / 'adapter_config.json'}\"",
     "an adapter of an adapter": "export/checkpoint/source.py::_with_base::'merge the first adapter into its model, and name that in adapter_config.json'",
-    "an adapter as it was pickled": "export/checkpoint/adapter.py::_no_weights::f'''python -c \"import torch; from safetensors.torch import save_file; save_file(torch.load({str(directory / 'adapter_model.bin')!r}, weights_only=True), {str(directory / ADAPTER_WEIGHTS)!r})\"''' if found.endswith('.bin') else 'download the adapter again, or remove adapter_config.json to export without it'",
     "an adapter that is no LoRA": "export/checkpoint/adapter.py::_unsupported::_MERGE.format(base=base or 'MODEL', path=str(directory))",
     "a processor that is unknown": "runtime/inputs/image_processor.py::_processor_type::'copy preprocessor_config.json of the original model into the checkpoint'",
     "a placeholder of another number": "export/export_model.py::_check_placeholder::f'set {key} to {number} in {config}'",
@@ -177,8 +181,16 @@ DIRECTORIES: Mapping[str, str] = {
     "no directory: a file": "runtime/directory/engine_directory.py::_existing_directory::_WRITE",
     "an interrupted export": "runtime/directory/engine_directory.py::_existing_directory::'export again, which also removes it'",
     "a file that was replaced": "runtime/directory/engine_directory.py::EngineDirectory.require_unchanged::'start again with the directory as it is now'",
+    "a tokenizer that fails": "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
     "a tokenizer that is missing": "runtime/inputs/tokenization.py::TextTokenizer.from_dir::_FIX",
     "a token without a row": "runtime/generation/embeddings.py::EmbeddingTable._no_row::'leave it out of the prompt, or give the model a row for it (resize_token_embeddings, and training) and export again'",
+}
+
+ORIGINAL: Mapping[str, str] = {
+    # Case of test_original_layout.py: the advice about checkpoints of LLaVA's original code.
+    "a tower that is nowhere": 'export/checkpoint/source.py::_find_tower::"write the tower\'s directory or hub id to mm_vision_tower in config.json"',
+    "no tower": 'runtime/families/_original_llava.py::tower_name::\'write it there, for LLaVA-1.5: "mm_vision_tower": "openai/clip-vit-large-patch14-336"\'',
+    "a tower without its processor": "export/checkpoint/original_layout.py::_processor::'download the tower again, with its preprocessor_config.json'",
 }
 
 EXPORTS: Mapping[str, str] = {
@@ -207,6 +219,7 @@ MEDIA: Mapping[str, str] = {
     "a directory without a video processor": "runtime/families/_qwen_vision.py::QwenVision.prepare_video::'export again from a checkpoint that has it'",
     "a ribbon, qwen": "runtime/families/_qwen_pixels.py::fit_size::'crop the picture first'",
     "a ribbon for a small export": "runtime/families/_qwen_vision.py::QwenVision._picture_size::'crop the picture, or export with a larger --max-image-tokens'",
+    "a video for LLaVA-1.5": "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
     "a video for LLaVA-1.6": "runtime/families/llava_next.py::LlavaNext.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
     "too few tokens for a grid": "runtime/families/_anyres.py::Grids.within::f'--max-image-tokens {smallest}'",
     "an array of floats": "runtime/inputs/image_loading.py::_from_array::'scale it to uint8 from 0 to 255 and put the channels last'",
@@ -217,6 +230,7 @@ MEDIA: Mapping[str, str] = {
     "a long download": "runtime/inputs/download.py::_read::'save it as a file and pass its path'",
     "a damaged video": "runtime/inputs/video.py::_damaged::'the video is damaged or of another kind: get it again'",
     "a video that ends early": "runtime/inputs/video.py::LazyFrames._decode::'the video is damaged or cut off: get it again'",
+    "a codec without a decoder": "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
     "a picture called a video": "runtime/inputs/video.py::_open_file::'give it as a picture, not as a video'",
     "frames of two sizes": "runtime/inputs/video.py::_open_folder::'scale the frames to one size, or take other pictures out of the folder'",
 }
@@ -234,7 +248,10 @@ PACKAGES: Mapping[str, str] = {
     "pillow-heif": "runtime/inputs/image_loading.py::_register_heif::'pip install pillow-heif, or save the picture as JPEG'",
     "an old onnxruntime": "runtime/backends/onnxruntime/session.py::_require_version::f'pip install --upgrade \"{_PACKAGES[device]}>={minimum}\"'",
     "an old onnxruntime at export": "export/verify/__init__.py::check_onnxruntime::f'pip install --upgrade \"onnxruntime>={dialect.min_onnxruntime}\", or skip the check with --no-verify'",
+    "a graph of a later opset": "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}' if is_graph else export_command(directory.manifest, directory.path)",
+    "a selector that does not load": "export/selection/__init__.py::_load_installed::f'pip install --upgrade {package}, or take another --selector'",
     "a family of a package": "runtime/families/__init__.py::family_class::'install the divprune-edge, or the package with this family, that the export used'",
+    "an image processor of a package's family": "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
     "a newer manifest": "runtime/directory/manifest.py::_check_schema_version::'install the divprune-edge that wrote it, or a newer one' if newer else RE_EXPORT",
 }
 
@@ -261,10 +278,46 @@ SERVING: Mapping[str, str] = {
     "encoding ahead": "runtime/cli/serve.py::_check_ahead::'leave --encode-ahead out'",
 }
 
-FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, PACKAGES, REPORTS, SERVING)
+CLUSTER: Mapping[str, str] = {
+    # Case of test_cluster.py: the advice about workers on a Ray cluster.
+    "nobody at the address": "runtime/serving/batch/cluster.py::_connect::_start_command(cluster.address) if nobody_there else None",
+    "a folder that Ray cannot use": "runtime/serving/batch/cluster.py::_connect::'leave --workers out, or set RAY_TMPDIR to a folder with a short path that can be written to'",
+    "no room for a worker": "runtime/serving/batch/cluster.py::_check_room::'ask for less (--cpus-per-worker, --gpus-per-worker), or ray start --num-cpus N --num-gpus N on a machine where Ray does not see what there is'",
+    "workers that all die": "runtime/serving/batch/handout.py::_all_die::'see that the engine directory has the same path on every machine, and that a worker has memory enough (fewer --workers)'",
+}
+
+HUB: Mapping[str, str] = {
+    # Case of test_hub.py: the advice about a model hub and what was downloaded from it.
+    "nothing in the cache": "export/checkpoint/hub.py::_hub_error::download_command(model_id, revision)",
+    "a hub that fails": "export/checkpoint/hub.py::_hub_error::download_command(model_id, revision)",
+    "a copy that is not whole": "export/checkpoint/source.py::_from_hub::download_command(model_id, revision)",
+    "a repository of another kind": "export/checkpoint/source.py::_from_hub::f'give the model that this one was made from: {page_of(model_id)} names it'",
+    "a gated model": "export/checkpoint/hub.py::_hub_error::fix",
+    "a model that the hub does not show": "export/checkpoint/hub.py::_hub_error::fix",
+    "an id that no hub allows": "export/checkpoint/hub.py::_hub_error::nearest_preset(model_id)",
+    "a misspelt preset": "configs/__init__.py::load_preset::f'{guess} if that was meant' if guess else None",
+    "a plan of what is not in the cache": "runtime/reports/plan/source.py::_cached_config::('HF_HUB_OFFLINE=0 ' if switched_off else '') + f'hf download {hub_id} config.json'",
+}
+
+FOLLOWED = (
+    COMMANDS,
+    WORDS,
+    CHECKPOINTS,
+    DIRECTORIES,
+    EXPORTS,
+    MEDIA,
+    ORIGINAL,
+    PACKAGES,
+    REPORTS,
+    SERVING,
+)
+FOLLOWED += (CLUSTER, HUB)
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
+    'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"': "tests/advice/test_overflow.py",
+    "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens' if too_many else 'give a larger picture or more frames'": "tests/runtime/test_bad_media.py",
+    "runtime/serving/batch/cluster.py::answer_on_cluster::'run the same command again: it goes on where it was'": "tests/runtime/serving/batch/test_cluster.py",
     "export/verify/activations.py::check_half::'--dtype fp32'": "tests/advice/test_overflow.py",
     "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'": "tests/advice/test_overflow.py",
     "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'": "tests/advice/test_overflow.py",
@@ -272,10 +325,8 @@ ELSEWHERE: Mapping[str, str] = {
     "plugins/environment.py::read_choice::f'{variable}={choices[0]}, or leave it out'": "tests/runtime/backends/onnxruntime/test_selection_kernel.py",
     "export/planning/room.py::check_room::_fitting(longest, needed, pruned)": "tests/export/planning/test_room.py",
     "export/planning/room.py::check_room::_fitting(min(needed + _ANSWER, longest), needed, pruned)": "tests/export/planning/test_room.py",
-    "export/checkpoint/files.py::weight_files::_conversion_command(model or str(path))": "tests/export/checkpoint/test_source.py",
     "runtime/generation/kept_tokens.py::_count::'leave --keep out'": "tests/end_to_end/test_inside_the_llm.py",
-    "export/checkpoint/hub.py::_hub_error::('HF_HUB_OFFLINE=0 ' if offline else '') + _download_command(model_id, revision)": "tests/export/checkpoint/test_source.py",
-    "export/checkpoint/source.py::resolve_model::_nearest(model)": "tests/export/checkpoint/test_source.py",
+    "export/checkpoint/source.py::_find::nearest_preset(model)": "tests/export/checkpoint/test_source.py",
     "export/checkpoint/hub.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'": "tests/export/checkpoint/test_source.py",
 }
 
@@ -324,35 +375,7 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
         "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
     ),
     "the network: a model hub, or the package of somebody else": (
-        "configs/__init__.py::load_preset::None if guess is None else f'--model {guess} if that was meant'",
-        "export/checkpoint/source.py::_from_hub::_download_command(model_id, revision)",
-        "export/checkpoint/hub.py::_hub_error::_download_command(model_id, revision)",
-        "export/checkpoint/hub.py::_hub_error::_nearest(model_id)",
-        "export/checkpoint/hub.py::_hub_error::fix",
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
-        "export/families/llava.py::LlavaFamily.check::_CONVERSIONS.get(found)",
-        "export/selection/__init__.py::_load_installed::f'update or remove the package: pip uninstall {package}'",
-        "runtime/backends/onnxruntime/session.py::open_session::f'pip install --upgrade {_PACKAGES[device]}'",
-        "runtime/inputs/video.py::_video_stream::'ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4'",
-        "runtime/reports/plan/source.py::_cached_config::f'hf download {hub_id} config.json'",
-    ),
-    "a Ray cluster that fails, or two processes at one moment": (
-        "runtime/serving/batch/answers.py::_claim::'run it again'",
-        "runtime/serving/batch/cluster.py::_check_room::'ask for less (--cpus-per-worker, --gpus-per-worker), or ray start --num-cpus N --num-gpus N on a machine where Ray does not see what there is'",
-        "runtime/serving/batch/handout.py::_all_die::'see that the engine directory has the same path on every machine, and that a worker has memory enough (fewer --workers)'",
-        "runtime/serving/batch/cluster.py::_connect::'ray status shows whether one is running; ray start --head starts one'",
-        "runtime/serving/batch/cluster.py::answer_on_cluster::'run the same command again: it goes on where it was'",
-    ),
-}
-
-NOT_FOLLOWED: Mapping[str, tuple[str, ...]] = {
-    "no case is known that leads there through a command": (
-        "export/selection/fixed_order.py::FixedOrder.write_order::'--selector divprune'",
-        'export/verify/comparison.py::compare::"report this with the model\'s config.json; --dtype fp32 tells whether fp16 is the cause"',
-        "runtime/families/llava.py::Llava.prepare_video::'give single frames as pictures, or export a model for videos such as llava-next-video-7b'",
-        "export/checkpoint/preprocessing.py::_own_processor::'copy preprocessor_config.json of the original model into the directory'",
-        "runtime/generation/media_encoder.py::MediaEncoder._check_size::'give a smaller picture or fewer frames, or export again with a larger --max-image-tokens'",
-        "runtime/inputs/tokenization.py::TextTokenizer.encode::'another prompt; if it is every one, repair tokenizer.json in the checkpoint and export again'",
     ),
 }

@@ -197,12 +197,12 @@ def adapter(config: dict[str, Any] | None = None, **shapes: tuple[int, int]) -> 
     return step
 
 
-def pickled(place: Place) -> None:
-    """Save the adapter's weights as old versions of peft did."""
-    adapter()(place)
-    file = place.path / "adapter_model.safetensors"
-    torch.save(load_file(file), place.path / "adapter_model.bin")
+def pickled(place: Place, *, old: bool = False) -> None:
+    """Save the weights as torch does, or as it did before its version 1.6."""
+    file = place.path / "model.safetensors"
+    found = load_file(file)
     file.unlink()
+    torch.save(found, place.path / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
 
 
 def adapter_alone(**config: object) -> Step:
@@ -238,7 +238,7 @@ def weight_decomposed(place: Place) -> None:
     get_peft_model(model, config).save_pretrained(place.path)
 
 
-PICKLED = ("an adapter as it was pickled",)
+PICKLED = ("weights from before torch 1.6",)
 QUERY = "base_model.model.language_model.layers.0.self_attn.q_proj"
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none"}
 NO_ADAPTER = without("adapter_config.json")
@@ -250,6 +250,7 @@ CASES: dict[str, tuple[str, Step, Step]] = {
     "no weights": (SHARDS, without("model*"), again),
     "a config cut off": (SHARDS, cut(CONFIG), again),
     "a shard cut off": (SHARDS, cut("model-*.safetensors"), again),
+    "a pickle cut off": (WHOLE, both(pickled, cut("*.bin")), again),
     "a config of another model": (SHARDS, put(CONFIG, text_config__vocab_size=999), copied(CONFIG)),
     "two layouts of keys": ("clip-llama-v5-llama3-rope", twice, again),
     "a value out of range": (SHARDS, put(CONFIG, vision_config__patch_size=0), copied(CONFIG)),
@@ -346,15 +347,16 @@ def test_the_mended_checkpoint_is_taken(any_checkpoint, tmp_path, monkeypatch, n
     assert mended.code == 0, (refused.message, mended.message)
 
 
-@pytest.mark.parametrize("name", ["an adapter as it was pickled", "an adapter that is no LoRA"])
-def test_the_advised_python_makes_an_adapter_that_is_taken(
-    any_checkpoint, tmp_path, monkeypatch, name
-):
+@pytest.mark.parametrize("name", ["weights from before torch 1.6", "an adapter that is no LoRA"])
+def test_the_advised_python_makes_what_is_taken(any_checkpoint, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     original = any_checkpoint(WHOLE)
     place = Place(Path(shutil.copytree(original, "checkpoint")), original, any_checkpoint)
     words = f"divprune-export --model {place.path} --keep 0.3 --output engine".split()
-    (pickled if name in PICKLED else weight_decomposed)(place)
+    if name in PICKLED:
+        pickled(place, old=True)
+    else:
+        weight_decomposed(place)
     refused = attempt(words, whole=False)
     assert_gave(refused, CHECKPOINTS[name])
     command = shlex.split(refused.fix)
@@ -397,6 +399,6 @@ def test_the_number_of_the_placeholder_is_set_as_the_advice_says(
 
 
 def test_every_case_has_the_advice_that_it_follows():
-    alone = {"an adapter as it was pickled", "an adapter that is no LoRA"}
+    alone = {"weights from before torch 1.6", "an adapter that is no LoRA"}
     alone |= {"a placeholder of another number"}
     assert CASES.keys() | alone == CHECKPOINTS.keys()

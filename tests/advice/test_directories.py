@@ -254,6 +254,29 @@ def test_a_token_without_a_row_in_the_system_prompt_is_named(with_more_tokens, r
     assert attempt(words).code == 0
 
 
+def without_bytes(content: bytes) -> bytes:
+    """Write a tokenizer that spells a line feed alone in bytes, and lacks its unknown token."""
+    tokenizer = json.loads(content)
+    vocab = {
+        token: number
+        for token, number in tokenizer["model"]["vocab"].items()
+        if not token.startswith("<0x") or token == "<0x0A>"
+    }
+    tokenizer["model"] |= {"unk_token": "<nowhere>", "vocab": vocab}
+    return json.dumps(tokenizer).encode()
+
+
+@pytest.mark.parametrize("prompt", ["Un café?", "日本", "Ω", "a\tb", "🙂 What?"])
+def test_another_prompt_or_a_repaired_tokenizer_is_taken(engine_dir, run, tmp_path, prompt):
+    edited("tokenizer.json", without_bytes)(engine_dir, tmp_path / "engine")
+    words = shlex.split(run.format(tmp_path / "engine"))
+    refusal = attempt([*words[:-1], prompt])
+    assert_gave(refusal, DIRECTORIES["a tokenizer that fails"])
+    assert refusal.fix.startswith("another prompt; if it is every one, repair tokenizer.json")
+    assert attempt([*words[:-1], "What is it?"]).code == 0
+    assert attempt([*shlex.split(run.format(engine_dir))[:-1], prompt]).code == 0
+
+
 def test_every_case_has_the_advice_that_it_follows():
     alone = {
         "a file that nobody listed",
@@ -261,6 +284,7 @@ def test_every_case_has_the_advice_that_it_follows():
         "a file that was replaced",
         "a link out of the directory",
         "a token without a row",
+        "a tokenizer that fails",
         "a tokenizer that is missing",
         "an interrupted export",
         "no directory: none",

@@ -22,6 +22,7 @@ from divprune.runtime.inputs.download import download
 from divprune.runtime.inputs.image_loading import load_image
 from divprune.runtime.inputs.image_processor import ImageProcessor
 from divprune.runtime.inputs.video import LazyFrames, load_video
+from divprune.runtime.pipeline import Pipeline
 from tests.advice.covered import MEDIA
 from tests.advice.tools import assert_gave, refused
 from tests.runtime.families import test_internvl, test_qwen, test_smolvlm
@@ -118,6 +119,19 @@ def test_what_the_advice_says_is_taken(name):
     after(refusal.fix)
 
 
+def test_frames_of_a_video_are_pictures_for_a_model_of_pictures(engine_dir):
+    pipeline = Pipeline.from_dir(engine_dir, threads=1)
+
+    def ask(*parts: dict[str, object]) -> object:
+        content = [*parts, {"type": "text", "text": "What?"}]
+        return pipeline.chat([{"role": "user", "content": content}], max_new_tokens=1).result
+
+    refusal = refused(lambda: ask({"type": "video", "video": video(2)}))
+    assert_gave(refusal, MEDIA["a video for LLaVA-1.5"])
+    assert refusal.fix.startswith("give single frames as pictures")
+    ask(*({"type": "image", "image": frame} for frame in video(2).frames))
+
+
 def test_a_picture_of_another_mode_is_opened_by_load_image(tmp_path):
     path = tmp_path / "a.png"
     Image.new("L", (64, 64)).save(path)
@@ -178,6 +192,29 @@ def test_videos_that_cannot_be_read_are_got_again(tmp_path):
     refusal = refused(lambda: load_video(cut))
     assert_gave(refusal, MEDIA["a damaged video"])
     assert len(load_video(whole).frames) == 12
+
+
+@pytest.mark.parametrize("tag", [b"AVS2", b"AVS3", b"EVC1"])
+def test_a_video_without_a_decoder_here_is_converted_where_there_is_one(tmp_path, tag):
+    there = write_video(tmp_path / "clip.avi", 12)
+    (tmp_path / "INPUT").write_bytes(there.read_bytes().replace(b"FMP4", tag))
+    refusal = refused(lambda: load_video(tmp_path / "INPUT"))
+    assert_gave(refusal, MEDIA["a codec without a decoder"])
+    command, _, source, option, codec, output = refusal.fix.split()
+    assert (command, source, option) == ("ffmpeg", "INPUT", "-c:v")
+    convert(there, tmp_path / output, codec)
+    assert len(load_video(tmp_path / output).frames) == 12
+
+
+def convert(source: Path, target: Path, codec: str) -> None:
+    """What ``ffmpeg -i`` does, by the same libraries."""
+    av = pytest.importorskip("av")
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream(codec, rate=old.streams.video[0].average_rate)
+        stream.width, stream.height = old.streams.video[0].width, old.streams.video[0].height
+        for frame in old.decode(video=0):
+            new.mux(stream.encode(frame))
+        new.mux(stream.encode())
 
 
 def test_a_video_that_ends_early_is_got_again():

@@ -12,9 +12,11 @@ pytest.importorskip("torch", reason="exporting needs torch")
 
 from safetensors.numpy import load_file, save_file
 
+from tests.advice.covered import ELSEWHERE
 from tests.advice.tools import Refusal, assert_gave, attempt, follow
 
 ACTIVATIONS = "export/verify/activations.py::check_half::'--dtype fp32'"
+(ROUNDING,) = (key for key in ELSEWHERE if key.startswith("export/verify/comparison.py::compare"))
 FEATURES = "runtime/generation/kept_tokens.py::_check_finite::'export again with --dtype fp32'"
 LOGITS = "runtime/generation/sampling.py::Sampler.__call__::'export again with --dtype fp32'"
 
@@ -54,6 +56,24 @@ def test_an_export_whose_self_check_finds_an_overflow_is_made_in_float32(scaled,
     refusal = attempt(words)
     assert_gave(refusal, ACTIVATIONS)
     assert attempt(follow(words, refusal)).code == 0
+
+
+def test_an_export_that_differs_from_transformers_is_made_in_float32_if_rounding_was_the_cause(
+    checkpoint, tmp_path
+):
+    source = Path(shutil.copytree(checkpoint("clip-llama-hub"), tmp_path / "checkpoint"))
+    for path in source.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in [name for name in tensors if "position_embedding" in name]:
+            tensors[name] += 1000  # the layer norm behind it subtracts that again
+        save_file(tensors, path, metadata={"format": "pt"})
+    words = export_words(source, tmp_path / "engine")
+    refusal = attempt(words)
+    assert_gave(refusal, ROUNDING)
+    report, _, told = refusal.fix.partition("; ")
+    assert report == "report this with the model's config.json"
+    option, value, *_ = told.split()
+    assert attempt([*words, option, value]).code == 0
 
 
 @pytest.mark.parametrize(

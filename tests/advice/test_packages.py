@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -16,6 +19,7 @@ import tomllib
 from packaging.requirements import Requirement
 from PIL import Image
 
+from divprune.export import families as export_families
 from divprune.export.verify import check_onnxruntime
 from divprune.runtime import families
 from divprune.runtime.directory import manifest
@@ -27,8 +31,11 @@ from divprune.runtime.serving.batch.table import import_pyarrow
 from divprune.runtime.serving.ray_app import build
 from divprune.runtime.serving.server import require_packages
 from tests.advice.covered import PACKAGES
+from tests.advice.selector_package import MODULE, new_environment, write_package, write_wheel
 from tests.advice.sites import ROOT
-from tests.advice.tools import Refusal, assert_gave, attempt, refused
+from tests.advice.test_directories import edited
+from tests.advice.tools import Refusal, assert_gave, attempt, follow, refused
+from tests.export.selection.test_registry import FIRST_ROWS
 from tests.runtime.engine_copies import copy_engine
 from tests.runtime.inputs.test_video import write_video
 
@@ -161,6 +168,85 @@ def test_the_package_with_the_family_is_installed(places, tmp_path, monkeypatch)
     toy = EntryPoint("toy", "divprune.runtime.families.llava:FAMILY", families.ENTRY_POINTS)
     monkeypatch.setattr(families, "entry_points", lambda group: [toy])
     assert attempt(words).code == 0
+
+
+def test_a_graph_of_a_later_opset_is_taken_by_an_onnxruntime_that_knows_it(
+    places, tmp_path, monkeypatch
+):
+    def ask(opset: int) -> Refusal:
+        def change(graph: bytes) -> bytes:
+            model = onnx.load_model_from_string(graph)
+            model.opset_import[0].version = opset
+            return model.SerializeToString()
+
+        edited("llm/model.onnx", change)(places["engine"], engine := tmp_path / f"opset-{opset}")
+        return attempt(f"divprune-run {engine} {places['picture']} -q --max-new-tokens 1".split())
+
+    onnx = pytest.importorskip("onnx")
+    refusal = ask(99)
+    check("a graph of a later opset", "onnxruntime", refusal)
+    # ONNX Runtime has the operators of the next opset already, behind a switch.
+    later = int(re.search(r"till opset (\d+)", refusal.message)[1]) + 1
+    monkeypatch.setenv("ALLOW_RELEASED_ONNX_OPSET_ONLY", "0")
+    assert ask(later).code == 0
+    monkeypatch.delenv("ALLOW_RELEASED_ONNX_OPSET_ONLY")
+    shutil.rmtree(tmp_path / f"opset-{later}")
+    check("a graph of a later opset", "onnxruntime", ask(later))
+
+
+def test_what_is_no_graph_is_exported_again(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    engine = copy_engine(places["engine"], tmp_path / "e", files={"llm/model.onnx": b"no graph"})
+    words = f"divprune-run {engine} {places['picture']} -q --max-new-tokens 1".split()
+    refusal = attempt(words)
+    assert_gave(refusal, PACKAGES["a graph of a later opset"])
+    assert attempt(follow(words, refusal)).code == 0
+
+
+def test_a_selector_that_does_not_load_is_upgraded_or_another_one_taken(
+    places, tmp_path, monkeypatch
+):
+    site = new_environment(tmp_path / "environment", monkeypatch)
+    write_package(site, "0.9", "from divprune.export.selection import NameOfLongAgo")
+    words = f"divprune-export --model {places['checkpoint']} --keep 0.1 --output {tmp_path / 'new'}"
+    words = [*words.split(), "--selector", "first-rows"]
+    refusal = attempt(words, whole=False)
+    assert_gave(refusal, PACKAGES["a selector that does not load"])
+    assert attempt([*words[:-1], "divprune"], whole=False).code == 0
+
+    write_wheel(tmp_path / "index", "1.0", FIRST_ROWS)
+    command = shlex.split(refusal.fix.partition(", or ")[0])
+    environment = str(tmp_path / "environment" / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", environment, *command[1:]]
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index")}
+    subprocess.run(pip, env=os.environ | offline, check=True, capture_output=True)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    importlib.invalidate_caches()
+    assert attempt(words, whole=False).code == 0
+
+
+def test_the_image_processor_of_a_family_from_a_package_is_named_by_its_model(
+    places, tmp_path, monkeypatch
+):
+    transformers = pytest.importorskip("transformers")
+    config = type("ToyConfig", (transformers.LlavaConfig,), {"model_type": "toy"})
+    models = transformers.AutoModelForImageTextToText._model_mapping._extra_content
+    monkeypatch.setitem(transformers.CONFIG_MAPPING._extra_content, "toy", config)
+    monkeypatch.setitem(models, config, transformers.LlavaForConditionalGeneration)
+    toy = EntryPoint("toy", "divprune.export.families.llava:FAMILY", export_families.ENTRY_POINTS)
+    monkeypatch.setattr(export_families, "entry_points", lambda group: [toy])
+    source = Path(shutil.copytree(places["checkpoint"], tmp_path / "checkpoint"))
+    (source / "processor_config.json").unlink(missing_ok=True)
+    processor = source / "preprocessor_config.json"
+    whole = json.loads(processor.read_text())
+    content = json.loads((source / "config.json").read_text()) | {"model_type": "toy"}
+    (source / "config.json").write_text(json.dumps(content))
+    processor.write_text(json.dumps(whole | {"image_processor_type": None}))
+    words = f"divprune-export --model {source} --keep 0.1 --output {tmp_path / 'new'}".split()
+    refusal = attempt(words, whole=False)
+    assert_gave(refusal, PACKAGES["an image processor of a package's family"])
+    processor.write_text(json.dumps(whole))
+    assert attempt(words, whole=False).code == 0
 
 
 def test_the_version_that_wrote_a_directory_reads_it(places, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_unknown_preset_lists_the_known_ones_and_guesses() -> None:
         load_preset("llava-1.5-7")
     message = str(caught.value)
     assert all(name in message for name in list_presets())
-    assert "--model llava-1.5-7b" in message
+    assert "llava-1.5-7b if that was meant" in message
 
 
 def test_preset_name_with_a_path_in_it_is_unknown() -> None:

@@ -14,12 +14,15 @@ from PIL import Image
 
 from divprune.runtime.cli.run import main
 from divprune.runtime.directory.manifest import DimRange
+from tests.advice.covered import ELSEWHERE
+from tests.advice.tools import Refusal, assert_gave, attempt
 from tests.runtime.engine_copies import copy_engine, read_manifest
 from tests.runtime.inputs.test_video import frames, write_video
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch", reason="the engine directory is exported here")
 
+(NUMBER_OF_CROPS,) = (key for key in ELSEWHERE if "MediaEncoder._check_size" in key)
 WRONG_FORM = [
     ([], "messages has another form"),
     ({"role": "user"}, "messages has another form"),
@@ -149,16 +152,29 @@ def test_more_frames_than_the_directory_allows_are_refused(count, message, refus
     assert ("export again with --max-image-tokens 92" in shown) == (count == 23)
 
 
-def test_more_tokens_than_the_directory_allows_are_refused(engine, refused, tmp_path):
+@pytest.mark.parametrize("minimum, maximum, more", [(1, 3, True), (4, 30, False)])
+def test_a_picture_of_another_size_is_taken_instead_of_one_that_the_directory_refuses(
+    engine, tmp_path, minimum, maximum, more
+):
     """Of a directory whose manifest bounds the graph more narrowly than the family knows."""
-    dims = read_manifest(engine).dims
-    narrow = {**dims, "crops": DimRange(1, 2, 3)}
-    copy = copy_engine(engine, tmp_path / "narrow", dims=narrow)
-    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
-    shown = refused(tmp_path / "a.png", engine=copy)
-    assert "this image has more crops than the engine directory allows" in shown
-    assert "1 to 3" in shown
-    assert "--max-image-tokens" in shown
+    dims = {**read_manifest(engine).dims, "crops": DimRange(minimum, minimum, maximum)}
+    narrow = copy_engine(engine, tmp_path / "narrow", dims=dims)
+    for name, size in (("small", (16, 16)), ("large", (640, 480))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+
+    def ask(directory: Path, name: str) -> Refusal:
+        words = f"divprune-run {directory} {tmp_path / name}.png -q --max-new-tokens 1"
+        return attempt([*words.split(), "--threads", "1"])
+
+    wrong, right = ("large", "small") if more else ("small", "large")
+    refusal = ask(narrow, wrong)
+    assert_gave(refusal, NUMBER_OF_CROPS)
+    assert f"this image has {'more' if more else 'fewer'} crops than the engine" in refusal.message
+    assert f"{minimum} to {maximum}" in refusal.message
+    assert refusal.fix.startswith(f"give a {'smaller' if more else 'larger'} picture")
+    assert ask(narrow, right).code == 0
+    assert ("--max-image-tokens" in refusal.fix) == more
+    assert ask(engine, wrong).code == 0  # exported with more of them
 
 
 def test_a_prompt_of_more_tokens_than_the_cache_holds_is_refused(refused, tmp_path):

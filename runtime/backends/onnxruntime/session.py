@@ -113,11 +113,14 @@ def open_session(
         )
     except Exception as error:
         # ONNX Runtime's exceptions share no base class of their own.
+        is_graph = type(error).__name__ != "InvalidProtobuf"
         raise BackendError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {spec.path}",
             expected=f"a graph of opset {spec.opset} that this version knows",
             found=error,
-            fix=f"pip install --upgrade {_PACKAGES[device]}",
+            fix=f"pip install --upgrade {_PACKAGES[device]}"
+            if is_graph
+            else export_command(directory.manifest, directory.path),
         ) from error
     _check_started_on(device, session)
     _check_tensors(spec.path, "inputs", spec.inputs, session.get_inputs())

@@ -120,21 +120,28 @@ def _with_tower(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 def _cached_config(hub_id: str) -> Path:
     """config.json of the main revision in the hub's cache on this machine."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    repository = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
     reference = repository / "refs" / "main"
     if reference.is_file():
         revision = reference.read_text(encoding="utf-8").strip()
         config = repository / "snapshots" / revision / "config.json"
         if config.is_file():
             return config
+    switched_off = any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     raise CheckpointError(
         f"{hub_id} is not in the local cache",
         expected=f"its config.json below {repository}, or a preset ({', '.join(list_presets())})",
         found="nothing",
-        fix=f"hf download {hub_id} config.json",
+        fix=("HF_HUB_OFFLINE=0 " if switched_off else "") + f"hf download {hub_id} config.json",
     )
+
+
+def _hub_cache() -> Path:
+    """Where the hub's library keeps downloads; it is not installed where plans are made."""
+    variables = os.environ
+    home = variables.get("HF_HOME", f"{variables.get('XDG_CACHE_HOME', '~/.cache')}/huggingface")
+    hub = variables.get("HUGGINGFACE_HUB_CACHE", f"{home}/hub")
+    return Path(variables.get("HF_HUB_CACHE", hub)).expanduser()
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -203,7 +203,8 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> BinaryIO:
         except OSError as error:
             raise OptionError(f"another process is writing to {folder}") from error
         if os.fstat(file.fileno()).st_nlink == 0:  # by a run that answered nothing and has gone
-            raise OptionError(f"another process was writing to {folder}", fix="run it again")
+            file.close()
+            return _claim(folder, settings)
     file.seek(0)
     text = file.read()
     wanted = json.loads(json.dumps(settings))

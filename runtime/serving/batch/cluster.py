@@ -138,11 +138,31 @@ def _connect(ray: ModuleType, cluster: ClusterOptions) -> None:
             cpus = max(os.cpu_count() or 1, int(cluster.workers * cluster.cpus + 0.99))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
+        found = " ".join(str(error).split())[:300]
+        if cluster.address is None:
+            raise BackendError(
+                "Ray does not start",
+                found=found,
+                fix="leave --workers out, or set RAY_TMPDIR to a folder with a short path that can"
+                " be written to",
+            ) from error
+        nobody_there = isinstance(error, ConnectionError)
         raise BackendError(
-            "no Ray cluster can be reached" if cluster.address else "Ray does not start",
-            found=str(error).strip().splitlines()[0][:200],
-            fix="ray status shows whether one is running; ray start --head starts one",
+            "no Ray cluster can be reached",
+            found=found,
+            fix=_start_command(cluster.address) if nobody_there else None,
         ) from error
+
+
+def _start_command(address: str) -> str:
+    """What makes the address one of a cluster; a new one of this machine is what ``auto`` finds."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return "ray start --head on this machine"
+    option = "ray-client-server-port" if address.startswith("ray://") else "port"
+    return f"ray start --head --{option}={port} on {host}"
 
 
 def _probe(address: str) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import http.server
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
-from urllib.parse import urlsplit
 
 import huggingface_hub
 import pytest
@@ -29,9 +22,9 @@ from divprune.export.checkpoint.source import resolve_model
 from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.reports.plan.source import find_model
 from tests.checkpoints import write_hub_cache, write_tiny_checkpoint
+from tests.hub import COMMIT, point_at, run_hf, serve_hub
 
 HUB_ID = "llava-hf/llava-1.5-7b-hf"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
@@ -248,86 +241,16 @@ def test_index_names_each_shard_once(tiny: Path) -> None:
 # A hub that answers, on this machine
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as a download needs."""
-
-    root: ClassVar[Path]
-    refused: ClassVar[dict[str, tuple[int, str]]] = {
-        "org/gone": (404, "RepoNotFound"),
-        "org/gated": (403, "GatedRepo"),
-    }
-
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, *, with_body: bool) -> None:
-        path = urlsplit(self.path).path
-        for repo, (status, code) in self.refused.items():
-            if repo in path:
-                self.reply(status, b"{}", {"X-Error-Code": code}, with_body)
-                return
-        if path.endswith("/revision/main"):
-            self.reply(200, json.dumps({"id": "org/good", "sha": COMMIT}).encode(), {}, with_body)
-        elif "/revision/" in path:
-            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
-        elif f"/tree/{COMMIT}" in path:
-            self.reply(200, json.dumps(self.tree()).encode(), {}, with_body)
-        else:
-            file = self.root / path.split(f"/resolve/{COMMIT}/")[1]
-            content = file.read_bytes()
-            etag = hashlib.sha256(content).hexdigest()
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-            self.reply(200, content, headers, with_body)
-
-    def tree(self) -> list[dict[str, object]]:
-        files = [file for file in sorted(self.root.rglob("*")) if file.is_file()]
-        return [
-            {
-                "type": "file",
-                "path": file.relative_to(self.root).as_posix(),
-                "size": file.stat().st_size,
-                "oid": hashlib.sha256(file.read_bytes()).hexdigest(),
-            }
-            for file in files
-        ]
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        """Keep the test output quiet."""
-
-
 @pytest.fixture
 def hub(
     hf_home: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A hub with one good repository; yields the directory it serves."""
-    Hub.root = tmp_path / "served"
-    shutil.copytree(tiny, Hub.root)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    point_at(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    yield Hub.root
-    server.shutdown()
-    server.server_close()
-
-
-def point_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    served = shutil.copytree(tiny, tmp_path / "served")
+    with serve_hub(hf_home, monkeypatch) as server:
+        server.repositories["org/good"] = served
+        server.refusals = {"org/gone": (404, "RepoNotFound"), "org/gated": (403, "GatedRepo")}
+        yield served
 
 
 def test_download_takes_pickles_only_without_safetensors(hub: Path) -> None:
@@ -346,6 +269,14 @@ def test_download_takes_what_is_needed_and_nothing_else(hub: Path) -> None:
     assert source.revision == COMMIT
     assert {file.name for file in source.path.iterdir()} == wanted
     Checkpoint.open(source.path).validate()
+
+
+def test_repository_without_weights_is_told_from_a_copy_that_is_not_whole(hub: Path) -> None:
+    for file in hub.glob("model*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint.*has no weights") as caught:
+        resolve_model("org/good")
+    assert "org/good names it" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(
@@ -396,21 +327,10 @@ def test_the_download_command_of_the_error_brings_the_model(
         resolve_model("org/good")
     point_at(monkeypatch, reachable)
     words = shlex.split(str(caught.value.fix))
-    if offline:
-        assert words.pop(0) == "HF_HUB_OFFLINE=0"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    run_hf(words, monkeypatch)
+    assert (words[0] == "HF_HUB_OFFLINE=0") == offline
+    assert run_hf(words, monkeypatch) == 0
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     Checkpoint.open(resolve_model("org/good").path).validate()
-
-
-def run_hf(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command ``hf`` in this process, whose hub is the one on this machine."""
-    from huggingface_hub.cli.hf import main
-
-    monkeypatch.setattr(sys, "argv", words)
-    with contextlib.suppress(SystemExit):
-        main()
 
 
 def test_the_preset_that_was_meant_is_taken(hf_home: Path, tiny: Path) -> None:

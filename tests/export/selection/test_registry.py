@@ -114,4 +114,4 @@ def test_a_broken_entry_point_is_an_error_that_names_its_package(name: str, foun
     message = str(caught.value)
     assert f"the selector {name!r} of package first-rows does not load" in message
     assert found in message
-    assert "pip uninstall first-rows" in message
+    assert "pip install --upgrade first-rows" in message

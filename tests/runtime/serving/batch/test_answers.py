@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,26 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
         store(tmp_path)
     opened.close(complete=True)
     store(tmp_path).close(complete=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="outputs are locked by flock")
+def test_output_that_another_run_removes_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    other, lock = store(tmp_path / "out"), fcntl.flock
+
+    def lock_after_the_other_has_gone(*arguments: Any) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        other.close(complete=False)
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_the_other_has_gone)
+    write(tmp_path / "out", "ab", complete=True)
+    assert keys(tmp_path / "out") == ["a", "b"]
+    with pytest.raises(OptionError, match="that of another run"):
+        store(tmp_path / "out", settings={"engine": "other"})
 
 
 @pytest.fixture
