@@ -74,9 +74,14 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
     content = read_json_object(source.path / "config.json")
     if not is_original(content):
         return source
-    logger.info("%s is in the layout of LLaVA's original code", model)
-    where = Path(model).expanduser()
-    find_tower = partial(_find_tower, tower_name(content), where)
+    name = tower_name(content)
+    logger.warning(
+        "%s is in the layout of LLaVA's original code: it is converted while it is read, with the"
+        " tower %s",
+        model,
+        name,
+    )
+    find_tower = partial(_find_tower, name, Path(model).expanduser())
     joined = join_original(source.path, content, find_tower)
     return replace(source, path=Path(joined.name), joined=(*source.joined, joined))
 

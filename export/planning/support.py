@@ -180,6 +180,21 @@ LLaVA-1.6, InternVL, SmolVLM, Qwen2.5-VL and Qwen3-VL
 
 The same for every family, and so are AWQ and GPTQ checkpoints in four bits: they are taken as
 they are packed, for every target ([quantization.md](quantization.md)).
+
+## Layouts
+
+Checkpoints as transformers has saved them since 4.52, and the `-hf` repositories of before; in
+safetensors, or else in `pytorch_model.bin`, which is read where it lies: nothing in it is run. LoRA
+adapters beside the weights, or alone with the name of their model, are merged while they are read.
+
+Checkpoints of LLaVA's original code (`LlavaLlamaForCausalLM`, `LlavaMistralForCausalLM`,
+`LlavaQwenForCausalLM`: LLaVA-1.5, LLaVA-1.6, OneVision, and what is trained with it) are read
+directly: `--model liuhaotian/llava-v1.5-7b`, or a directory. The tower comes from where
+`mm_vision_tower` says, no weight is copied, and what that code saves with LoRA
+(`non_lora_trainables.bin`) is taken on the base that it names. The conversation is the original
+code's; a warning says which one was chosen. Answers are compared with that code's steps
+([test](../tests/end_to_end/test_original_layout.py)) on small random checkpoints. Projectors
+other than `mlp2x_gelu`, resamplers and grids that transformers' LLaVA has not are refused by name.
 """
 
 
