@@ -25,7 +25,7 @@ from divprune.export.checkpoint.hub import (
 from divprune.export.checkpoint.original_layout import join_original
 from divprune.runtime.directory.path_text import check_utf8
 from divprune.runtime.errors import CheckpointError, OptionError
-from divprune.runtime.families._original_llava import is_original, tower_name
+from divprune.runtime.families._original_llava import is_original, tower_folder, tower_name
 
 __all__ = [
     "ModelSource",
@@ -160,9 +160,9 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
 
 def _find_tower(name: str, checkpoint: Path, with_weights: bool) -> Path:
     """The vision tower that a checkpoint names: a directory, also beside it, or a hub id."""
-    for folder in (Path(name).expanduser(), checkpoint / name):
-        if (folder / "config.json").is_file():
-            return folder
+    folder = tower_folder(name, checkpoint)
+    if folder is not None:
+        return folder
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(
             "the checkpoint's vision tower is not here",

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.families._model_config import TOWER_DEFAULTS, read_count
 
-__all__ = ["is_original", "tower_name", "translate"]
+__all__ = ["is_original", "tower_folder", "tower_name", "translate"]
 
 # Architecture: the text model in transformers.
 _TEXT_MODELS = {
@@ -40,6 +41,7 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     "mm_newline_position": (None, "one_token"),
 }
 _ONEVISION = ("llava_onevision", "LlavaOnevision")
+_LONGEST_NAME = 1000
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
 
 
@@ -55,7 +57,7 @@ def tower_name(content: Mapping[str, Any]) -> str:
         CheckpointError: if the config names none.
     """
     name = content.get("mm_vision_tower") or content.get("vision_tower")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not 0 < len(name) < _LONGEST_NAME:
         raise CheckpointError(
             "config.json does not name the vision tower",
             expected="mm_vision_tower: a directory or a hub id",
@@ -64,6 +66,17 @@ def tower_name(content: Mapping[str, Any]) -> str:
             '"openai/clip-vit-large-patch14-336"',
         )
     return name
+
+
+def tower_folder(name: str, checkpoint: Path) -> Path | None:
+    """The directory that a tower's name means, also one beside the checkpoint; None without."""
+    for folder in (Path(name).expanduser(), checkpoint / name):
+        try:
+            if (folder / "config.json").is_file():
+                return folder
+        except OSError:  # such as a part that is too long for a name
+            continue
+    return None
 
 
 def translate(

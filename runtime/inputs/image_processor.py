@@ -343,7 +343,10 @@ def _std(options: Mapping[str, Any]) -> tuple[float, float, float]:
 def _background(options: Mapping[str, Any]) -> tuple[int, int, int]:
     if not options["image_mean"]:
         return 0, 0, 0
-    red, green, blue = (int(mean * 255) for mean in _channels(options, "image_mean"))
+    means = _channels(options, "image_mean")
+    if not all(0 <= mean <= 1 for mean in means):
+        raise _bad_option("image_mean", "0 to 1 where pictures are padded in its colour", means)
+    red, green, blue = (int(mean * 255) for mean in means)
     return red, green, blue
 
 

@@ -1,10 +1,11 @@
-"""Documents of five kinds, damaged, and put through the tools in process.
+"""Documents of six kinds, damaged, and put through the tools in process.
 
     python -m tests.fuzz.documents --seconds 120 --seed 1
 
 Kinds: the manifest; the configurations (of the model, of generation, of pictures); tokenizer and
-chat template; headers of safetensors files; data, messages and reports. A tool may refuse them or
-take them, but not end with a traceback, take longer than ``SLOWEST`` or more than ``MOST_BYTES``.
+chat template; headers of safetensors files; data, messages and reports; a checkpoint of LLaVA's
+original code with its tower and its pickled weights. A tool may refuse them or take them, but not
+end with a traceback, take longer than ``SLOWEST`` or more than ``MOST_BYTES``.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Workplace:
 
     engine: Path
     checkpoint: Path
+    original: Path
     report: Path
     picture: Path
     folder: Path
@@ -83,6 +85,19 @@ class Workplace:
             (target / name).unlink(missing_ok=True)
             (target / name).write_bytes(data)
         return target
+
+    def original_with(self, name: str, data: bytes) -> Path:
+        """A copy of the original checkpoint and its tower in which one file is another one."""
+        folder, _, name = name.rpartition("/")
+        for source in (self.original, self.original.with_name("original-tower")):
+            self.copy(source, {name: data} if source.name == folder else {})
+        config = self.folder / "original" / "config.json"
+        tower = json.dumps(str(self.folder / "original-tower")).encode()
+        moved = json.dumps(str(self.original.with_name("original-tower"))).encode()
+        content = config.read_bytes().replace(moved, tower)
+        config.unlink()
+        config.write_bytes(content)
+        return config.parent
 
     def engine_with(self, name: str, data: bytes) -> Path:
         """A copy of the engine directory whose manifest knows the changed file."""
@@ -174,6 +189,29 @@ def _data(place: Workplace, random: Random) -> Iterator[int]:
     yield evaluate([str(place.engine), str(file), "-q", "--max-new-tokens", "2", *output])
 
 
+def _original(place: Workplace, random: Random) -> Iterator[int]:
+    if random.random() < 0.4:
+        name = "original/pytorch_model-00001-of-00002.bin"
+        damaged = _damage_pickle((place.original.parent / name).read_bytes(), random)
+    else:
+        tower = [f"original-tower/{each}.json" for each in ("config", "preprocessor_config")]
+        names = ("original/config.json", "original/config.json", *tower)
+        name = random.choice((*names, "original/pytorch_model.bin.index.json"))
+        damaged = damage_json(json.loads((place.original.parent / name).read_text()), random)
+    target = place.original_with(name, damaged)
+    yield plan([str(target)])
+    yield _export(place, target)
+
+
+def _damage_pickle(data: bytes, random: Random) -> bytes:
+    """A file of ``torch.save`` with changes in its pickle, or anywhere."""
+    if random.random() < 0.3:
+        return damage_text(data, random)
+    start = data.index(b"data.pkl")
+    end = data.index(b"PK", start)
+    return data[:start] + damage_text(data[start:end], random) + data[end:]
+
+
 def _export(place: Workplace, checkpoint: Path) -> int:
     output = ["--output", str(place.folder / "exported"), "--force", "--no-verify", "-q"]
     return export(["--model", str(checkpoint), "--keep", "0.5", "--dtype", "fp32", *output])
@@ -185,6 +223,7 @@ KINDS: dict[str, Callable[[Workplace, Random], Iterator[int]]] = {
     "text": _text,
     "weights": _weights,
     "data": _data,
+    "original": _original,
 }
 
 
@@ -250,14 +289,21 @@ def _reset_peak() -> int:
 def _workplace(folder: Path) -> Workplace:
     from divprune.runtime.cli.bench import main as bench
     from tests.checkpoints import write_tiny_checkpoint
+    from tests.original_checkpoints import write_original
 
     checkpoint = write_tiny_checkpoint(folder / "checkpoint", "clip-llama-v4-gqa2-full")
+    write_original(folder / "original", checkpoint, pickled=True)
     picture = folder / "picture.png"
     from PIL import Image
 
     Image.linear_gradient("L").convert("RGB").save(picture)
     place = Workplace(
-        folder / "engine", checkpoint, folder / "report.json", picture, folder / "work"
+        folder / "engine",
+        checkpoint,
+        folder / "original",
+        folder / "report.json",
+        picture,
+        folder / "work",
     )
     place.folder.mkdir()
     options = ("--keep", "0.5", "--dtype", "fp32", "--no-verify", "-q")

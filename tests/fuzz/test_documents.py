@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from original_checkpoints import write_original
 from PIL import Image
 
 from divprune.runtime.cli.bench import main as bench
@@ -33,7 +34,8 @@ def place(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIVPRUNE_CACHE_DIR", str(folder / "cache"))
         source = checkpoint("clip-llama-v4-gqa2-full")
-        yield Workplace(engine_dir, source, report, picture, folder / "work")
+        original = write_original(folder / "original", source, pickled=True)
+        yield Workplace(engine_dir, source, original, report, picture, folder / "work")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,12 @@ from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
 from divprune.runtime.directory.quant_scheme import parse_scheme
 from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.families import read_dimensions
-from divprune.runtime.families._original_llava import is_original, tower_name, translate
+from divprune.runtime.families._original_llava import (
+    is_original,
+    tower_folder,
+    tower_name,
+    translate,
+)
 from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
 __all__ = ["PlannedModel", "dimensions_of", "find_model"]
@@ -113,9 +118,9 @@ def _with_tower(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     if not is_original(config):
         return config
     name = tower_name(config)
-    folders = (Path(name).expanduser(), checkpoint / name)
-    beside = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
-    return translate(config, _read_config(beside[0] if beside else _cached_config(name)))
+    folder = tower_folder(name, checkpoint)
+    file = _cached_config(name) if folder is None else folder / "config.json"
+    return translate(config, _read_config(file))
 
 
 def _cached_config(hub_id: str) -> Path:

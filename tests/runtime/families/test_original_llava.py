@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,12 @@ import pytest
 from divprune.configs import load_preset
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.families import read_dimensions
-from divprune.runtime.families._original_llava import is_original, tower_name, translate
+from divprune.runtime.families._original_llava import (
+    is_original,
+    tower_folder,
+    tower_name,
+    translate,
+)
 
 CLIP = {
     "model_type": "clip",
@@ -157,10 +163,15 @@ def test_a_number_of_layers_that_is_none_is_refused(layers: object) -> None:
         translate(QWEN_ONEVISION, tower)
 
 
-@pytest.mark.parametrize("name", [None, "", 7, ["a"]])
+@pytest.mark.parametrize("name", [None, "", 7, ["a"], "x" * 5000])
 def test_a_config_without_a_tower_says_what_belongs_there(name: object) -> None:
     with pytest.raises(CheckpointError, match="mm_vision_tower"):
         tower_name({**VICUNA_7B, "mm_vision_tower": name})
+
+
+@pytest.mark.parametrize("name", ["nowhere", "x" * 300, "a\0b", "\ud800", "~nobody-here/x"])
+def test_a_name_that_no_directory_can_have_is_none(name: str, tmp_path: Path) -> None:
+    assert tower_folder(name, tmp_path) is None
 
 
 @pytest.mark.parametrize(
