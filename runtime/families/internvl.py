@@ -33,13 +33,13 @@ from divprune.runtime.families._tiles import (
     require,
     resample_filter,
     tile_map,
-    to_rgb,
     video_options,
 )
 from divprune.runtime.families.dimensions import ModelDimensions
 from divprune.runtime.families.protocol import MediaKind, Prepared, VideoFrames
 from divprune.runtime.inputs.levels import LevelTable
 from divprune.runtime.inputs.resizing import resize
+from divprune.runtime.inputs.transparency import on_white
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,7 +188,7 @@ class InternVL:
 
     def prepare_image(self, picture: Image.Image, num_media: int = 1) -> Prepared:
         """One picture; see ``protocol.Family``."""
-        picture = to_rgb(picture)
+        picture = on_white(picture)
         width, height = picture.size
         columns, rows = self._grid(width, height, self.max_tiles)
         canvas = resize(picture, (columns * self.tile_size, rows * self.tile_size), self.resample)
@@ -224,7 +224,7 @@ class InternVL:
         _check_size(self.video.get("size"), self.tile_size)
         width, height = video.frames[indices[0]].size
         tile, resample = (self.tile_size, self.tile_size), resample_filter(self.video)
-        crops = [to_rgb(video.frames[index]).resize(tile, resample) for index in indices]
+        crops = [on_white(video.frames[index]).resize(tile, resample) for index in indices]
         lines = (f"Frame{number}: {self._span}" for number in range(1, len(crops) + 1))
         return Prepared(
             kind="video",

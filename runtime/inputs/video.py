@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from divprune.runtime.errors import VideoError
-from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image
+from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image, read_size
 from divprune.runtime.inputs.image_sources import file_path, open_source, scheme_of
 from divprune.runtime.inputs.video_frames import VideoFrames
 
 __all__ = ["LazyFrames", "load_video"]
 
 _ACCEPTED = "a video file, an animated GIF or WebP, a folder of frames, or a URL"
-_TURNED = (5, 6, 7, 8)  # values of EXIF's Orientation for pictures that lie on their side
-_ORIENTATION = 0x0112
 
 Source = str | Path | bytes | bytearray | memoryview
 
@@ -119,9 +116,9 @@ def _open_folder(folder: Path) -> VideoFrames:
         raise VideoError(
             f"{folder} holds no frames", expected="pictures, in the order of their names"
         )
-    size = _upright_size(files[0])
+    size = read_size(files[0], upright=True)
     for file in files[1:]:
-        if (other := _upright_size(file)) != size:
+        if (other := read_size(file, upright=True)) != size:
             raise VideoError(
                 "the frames of a video have different sizes",
                 expected=f"{size[0]} x {size[1]} pixels, as {files[0].name}",
@@ -134,20 +131,6 @@ def _open_folder(folder: Path) -> VideoFrames:
 
     frames = LazyFrames(len(files), start, str(folder))
     return VideoFrames(frames, fps=None, fingerprint=_fingerprint(files))
-
-
-def _upright_size(file: Path) -> tuple[int, int]:
-    """From the header alone."""
-    try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-            if isinstance(picture, TiffImageFile):  # Pillow has turned its size already
-                width, height = (picture.tag_v2[tag] for tag in (IMAGEWIDTH, IMAGELENGTH))
-            turned = picture.getexif().get(_ORIENTATION) in _TURNED
-    except Exception:  # whatever a damaged header made Pillow trip over: this says it well
-        load_image(file)
-        raise
-    return (height, width) if turned else (width, height)
 
 
 def _open_file(source: Path | bytes, name: str) -> VideoFrames:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from divprune.runtime.errors import ImageError, VideoError
 from divprune.runtime.inputs.video import LazyFrames, load_video
+from tests.runtime.inputs.test_image_loading import EXIF_BLOCKS, chunk, jpeg_with_exif
 
 SIZE = (64, 48)
 
@@ -121,6 +122,17 @@ def test_frames_of_a_folder_are_upright(tmp_path: Path, name: str) -> None:
     frames(1)[0].save(tmp_path / name, exif=exif)
     frames(1, SIZE[::-1])[0].save(tmp_path / "1.png")
     assert {picture.size for picture in load_video(tmp_path).frames} == {SIZE[::-1]}
+
+
+@pytest.mark.parametrize("block", sorted(EXIF_BLOCKS))
+def test_damaged_metadata_of_a_frame_says_nothing_about_it(tmp_path: Path, block: str) -> None:
+    frames(1)[0].save(tmp_path / "0.png")
+    (tmp_path / "1.jpg").write_bytes(jpeg_with_exif(1, (0x4746, 6, 1, b"\xff\0\0\0"), size=SIZE))
+    plain = (tmp_path / "0.png").read_bytes()
+    exif = chunk(b"eXIf", EXIF_BLOCKS[block])
+    (tmp_path / "2.png").write_bytes(plain[:33] + exif + chunk(b"gAMA", b"") + plain[33:])
+    video = load_video(tmp_path)
+    assert [picture.size for picture in video.frames] == [SIZE] * 3
 
 
 def test_frames_of_different_sizes_are_refused_by_name(tmp_path: Path) -> None:
