@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.bounded_json import read_json_object
-from divprune.runtime.directory.config_ranges import check_config
+from divprune.runtime.directory.config_ranges import check_config, values_of
 from divprune.runtime.errors import CheckpointError, EngineDirectoryError, UnsupportedError
 from divprune.runtime.families.protocol import (
     Family,
@@ -92,7 +92,11 @@ def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
             found=f"model_type {kind}",
         )
     check_config(content)
-    return family_class(str(kind)).read_dimensions(name, content)
+    with values_of("config.json"):
+        dimensions = family_class(str(kind)).read_dimensions(name, content)
+        if min(dimensions.num_image_tokens, dimensions.typical_image_tokens or 1) < 1:
+            raise ValueError("a picture would have no visual token")
+    return dimensions
 
 
 def load_family(directory: EngineDirectory) -> Family:
