@@ -113,9 +113,21 @@ def _check_rope(name: str, rope: object) -> None:
     if not isinstance(rope, dict):
         raise _out_of_range(name, "an object", rope)
     _check_positive(f"{name}.", rope, _ROPE_NUMBERS)
+    sections = rope.get("mrope_section")
+    if sections is not None and not _are_sections(sections):
+        expected = f"three integers from 0 to {_COUNTS['head_dim']}"
+        raise _out_of_range(f"{name}.mrope_section", expected, sections)
     for key, value in rope.items():
         if isinstance(value, dict):
             _check_rope(f"{name}.{key}", value)
+
+
+def _are_sections(sections: object) -> bool:
+    return (
+        isinstance(sections, (list, tuple))
+        and len(sections) == 3
+        and all(type(size) is int and 0 <= size <= _COUNTS["head_dim"] for size in sections)
+    )
 
 
 def _check_positive(prefix: str, part: Mapping[str, Any], keys: tuple[str, ...]) -> None:

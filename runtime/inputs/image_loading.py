@@ -56,6 +56,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PROGRAMS = ("EPS",)  # which Pillow would have Ghostscript run
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -169,6 +170,12 @@ def _open(stream: BinaryIO, name: str, read: Callable[[Image.Image], _Read]) -> 
 
 def _read_with(stream: BinaryIO, read: Callable[[Image.Image], _Read]) -> _Read:
     with Image.open(stream) as picture:
+        if picture.format in _PROGRAMS:
+            raise ImageError(
+                "a picture in a format that is a program is not run",
+                expected="a format of pixels, such as JPEG, PNG or WebP",
+                found=picture.format,
+            )
         if not isinstance(picture.info.get("xmp", b""), bytes):  # a TIFF may give it any type
             del picture.info["xmp"]
         return read(picture)

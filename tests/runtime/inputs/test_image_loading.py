@@ -718,6 +718,17 @@ def test_a_size_that_cannot_be_read_is_an_image_error(data: bytes) -> None:
             read_size(data)
 
 
+@pytest.mark.parametrize("head", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%!PS-Adobe-3.1 EPSF-3.0\r\n"])
+def test_a_picture_that_is_a_program_is_not_run(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("it was run"))
+    data = head + b"%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    for read in (load_image, read_size):
+        with pytest.raises(ImageError, match="is not run"):
+            read(data)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_unknown_orientation_is_none(value: int) -> None:
     assert load_image(jpeg_with_exif(value)).size == (8, 4)
