@@ -67,6 +67,16 @@ SETTINGS: list[tuple[str, str, Any, str]] = [
     ("qwen3-hub-tied", "vision_config.deepstack_visual_indexes", [0, 1, 2, 3], "more decoder"),
     ("qwen3-hub-tied", "text_config.rope_scaling.mrope_section", [0, 4, 4], "do not add up"),
 ]
+SETTINGS += [
+    ("clip-llama-hub", "image_token_index", 479, "image_token_index"),
+    ("next-llama-hub", "image_token_index", 5, "image_token_index"),
+    ("next-video-llama-hub", "video_token_index", 5, "video_token_index"),
+    ("onevision-qwen2-hub", "image_token_index", 5, "image_token_index"),
+    ("internvl-qwen2-hub", "image_token_id", 5, "image_token_id"),
+    ("smolvlm-llama", "image_token_id", 5, "image_token_id"),
+    ("qwen2-hub-tied", "image_token_id", 5, "image_token_id"),
+    ("qwen3-hub-tied", "image_token_id", 5, "image_token_id"),
+]
 # Processors that do not make what the tower takes: checkpoint, file, key, value, what is named.
 PROCESSORS: list[tuple[str, str, str, Any, str]] = [
     ("clip-llama-hub", IMAGES, "crop_size", {"height": 28, "width": 28}, r"found: +\(28, 28\)"),

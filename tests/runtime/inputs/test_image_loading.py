@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
@@ -377,7 +377,9 @@ class Handler(BaseHTTPRequestHandler):
     """Serves the pictures by name, and several kinds of trouble."""
 
     def do_GET(self) -> None:
-        route = getattr(self, "route_" + self.path.strip("/").replace("%20", "_"), None)
+        route = getattr(
+            self, "route_" + self.path.partition("?")[0].strip("/").replace("%20", "_"), None
+        )
         if route is not None:
             route()
         elif self.path.strip("/") in PICTURES:
@@ -411,6 +413,11 @@ class Handler(BaseHTTPRequestHandler):
     def route_local(self) -> None:
         self.send_response(302)
         self.send_header("Location", "file:///etc/passwd")
+        self.end_headers()
+
+    def route_elsewhere(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", unquote(self.path.partition("?")[2]))
         self.end_headers()
 
     def route_cut(self) -> None:
@@ -507,6 +514,26 @@ def test_url_without_a_picture_is_an_image_error_that_names_it(
     with pytest.raises(ImageError, match=message) as caught:
         load_image(f"{server}/{route}")
     assert f"{server}/{route}" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "FTP://127.0.0.1/picture.png",
+        "data:image/png;base64,AAAA",
+        "gopher://127.0.0.1/x",
+        "File:///etc/hostname",
+        "http://[::1",
+        "http://",
+        "http://a:b/",
+        "",
+    ],
+)
+def test_a_redirect_that_leads_to_no_url_of_a_picture_is_refused(
+    server: str, location: str
+) -> None:
+    with pytest.raises(ImageError, match=r"cannot be fetched|not a picture|is empty"):
+        load_image(f"{server}/elsewhere?{quote(location, safe='')}")
 
 
 @pytest.mark.parametrize("limit", ["_SOCKET_TIMEOUT_S", "_DOWNLOAD_TIMEOUT_S"])
