@@ -60,7 +60,7 @@ class FieldError(EngineDirectoryError):
 
 def dump(record: Any) -> str:
     """A dataclass, or what is plain, as JSON: sorted keys, two spaces, ASCII, a final newline."""
-    plain = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
+    plain = record if isinstance(record, dict) else dataclasses.asdict(record)
     return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 

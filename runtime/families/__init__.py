@@ -106,9 +106,13 @@ def load_family(directory: EngineDirectory) -> Family:
     preprocessor = read_json_object(directory.file("preprocessor_config.json"), fix=fix)
     limit = manifest.dims.get("tokens")
     try:
-        return family_class(manifest.model.family).from_facts(
+        family = family_class(manifest.model.family).from_facts(
             manifest.model.facts, preprocessor, None if limit is None else limit.maximum
         )
+        if not all(isinstance(text, str) and text for text in family.placeholders.values()):
+            raise TypeError(f"visual tokens are no text: {dict(family.placeholders)}")
+        if missing := family.dims().keys() - manifest.dims.keys():
+            raise LookupError(f"dims has no range of {', '.join(sorted(missing))}")
     except CheckpointError as error:
         raise EngineDirectoryError(
             f"the files of this engine directory disagree: {error.what}",
@@ -123,3 +127,4 @@ def load_family(directory: EngineDirectory) -> Family:
             found=f"{type(error).__name__}: {error}",
             fix=fix,
         ) from error
+    return family

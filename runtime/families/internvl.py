@@ -52,6 +52,7 @@ _VIDEO = "<video>"
 _START, _END = "<img>", "</img>"
 _TYPICAL = (640, 480)
 _TYPICAL_CROPS = 13  # 4 x 3 tiles of such a picture, and the thumbnail
+_MAX_TILES = 1024
 _TILES = 12  # where preprocessor_config.json is not at hand
 _TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "internvl_vision": {
@@ -305,11 +306,11 @@ def _tiles_within(crops: int) -> int:
 
 def _patches(options: Mapping[str, Any]) -> tuple[int, int]:
     fewest, most = require(options, "min_patches"), require(options, "max_patches")
-    valid = all(type(value) is int for value in (fewest, most)) and 1 <= fewest <= most
-    if not valid:
+    valid = all(type(value) is int for value in (fewest, most))
+    if not valid or not 1 <= fewest <= most <= _MAX_TILES:
         raise UnsupportedError(
             "image processor options min_patches and max_patches do not fit together",
-            expected="integers, 1 <= min_patches <= max_patches",
+            expected=f"integers, 1 <= min_patches <= max_patches <= {_MAX_TILES}",
             found=f"min_patches {fewest}, max_patches {most}",
         )
     return fewest, most

@@ -122,7 +122,9 @@ class SmolVLM:
                 fix=f"--max-image-tokens {crop_side**2}",
             )
         placeholders: dict[MediaKind, str] = {"image": facts["image_token"]}
-        if facts["video_template"] is not None:
+        if (template := facts["video_template"]) is not None:
+            if not isinstance(template, str):
+                raise TypeError(f"video_template is no text: {template}")
             placeholders["video"] = _VIDEO
         return cls(
             placeholders=MappingProxyType(placeholders),

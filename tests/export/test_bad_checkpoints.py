@@ -70,12 +70,12 @@ SETTINGS: list[tuple[str, str, Any, str]] = [
 SETTINGS += [
     ("clip-llama-hub", "image_token_index", 479, "image_token_index"),
     ("next-llama-hub", "image_token_index", 5, "image_token_index"),
-    ("next-video-llama-hub", "video_token_index", 5, "video_token_index"),
+    ("next-video-llama-hub", "image_token_index", 5, "image_token_index"),
     ("onevision-qwen2-hub", "image_token_index", 5, "image_token_index"),
     ("internvl-qwen2-hub", "image_token_id", 5, "image_token_id"),
     ("smolvlm-llama", "image_token_id", 5, "image_token_id"),
-    ("qwen2-hub-tied", "image_token_id", 5, "image_token_id"),
-    ("qwen3-hub-tied", "image_token_id", 5, "image_token_id"),
+    ("qwen2-hub-tied", "image_token_id", 7, "image_token_id"),
+    ("qwen3-hub-tied", "image_token_id", 3, "image_token_id"),
 ]
 # Processors that do not make what the tower takes: checkpoint, file, key, value, what is named.
 PROCESSORS: list[tuple[str, str, str, Any, str]] = [
