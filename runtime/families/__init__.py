@@ -109,8 +109,9 @@ def load_family(directory: EngineDirectory) -> Family:
         family = family_class(manifest.model.family).from_facts(
             manifest.model.facts, preprocessor, None if limit is None else limit.maximum
         )
-        if not all(isinstance(text, str) and text for text in family.placeholders.values()):
-            raise TypeError(f"visual tokens are no text: {dict(family.placeholders)}")
+        texts: list[Any] = list(family.placeholders.values())
+        if not all(isinstance(text, str) and text for text in texts):
+            raise TypeError(f"visual tokens are no text: {texts}")
         if missing := family.dims().keys() - manifest.dims.keys():
             raise LookupError(f"dims has no range of {', '.join(sorted(missing))}")
     except CheckpointError as error:
