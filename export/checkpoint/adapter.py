@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
+_MAX_ALPHA = 1 << 24
 _ROWS = 1024
 _MERGE = (
     'python -c "from peft import PeftModel as P; '
@@ -234,15 +235,36 @@ def _delta(module: str, pair: Mapping[str, StoredTensor], config: Mapping[str, A
 def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
     """``lora_alpha`` over the rank, or over its root; patterns name modules with their own."""
     alpha: object = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+    for pattern, value in _alpha_patterns(config):
+        if pattern.fullmatch(module):
             alpha = value
             break
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):  # type: ignore[arg-type]
+    if type(alpha) not in (int, float) or not abs(alpha) < _MAX_ALPHA:  # type: ignore[arg-type]
         raise CheckpointError(
-            f"lora_alpha of {ADAPTER_CONFIG} cannot be used", expected="a number", found=alpha
+            f"lora_alpha of {ADAPTER_CONFIG} cannot be used",
+            expected=f"a number between -{_MAX_ALPHA} and {_MAX_ALPHA}",
+            found=alpha,
         )
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)  # type: ignore[arg-type]
+
+
+def _alpha_patterns(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], Any]]:
+    """Expressions for the ends of modules' names, each with the alpha of what it matches."""
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        if not isinstance(patterns, dict) or any(map(_takes_long, patterns)):
+            raise ValueError("an expression that may take for ever, or none")
+        return [(re.compile(rf"(.*\.)?({each})"), alpha) for each, alpha in patterns.items()]
+    except (ValueError, re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(
+            f"alpha_pattern of {ADAPTER_CONFIG} cannot be used",
+            expected="names of modules, or expressions of at most 3 repetitions without groups",
+            found=f"{patterns}: {error}",
+        ) from error
+
+
+def _takes_long(pattern: str) -> bool:
+    return len(re.findall(r"[*+?{]", pattern)) > 3 or "(" in pattern
 
 
 def _refuse_unsupported(config: Mapping[str, Any], directory: Path) -> None:

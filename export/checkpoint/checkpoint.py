@@ -30,7 +30,7 @@ from divprune.export.checkpoint.tensor_file import (
     stored_tensors,
 )
 from divprune.export.families import Family, class_of, family_class
-from divprune.runtime.directory.config_ranges import check_config
+from divprune.runtime.directory.config_ranges import check_config, values_of
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -122,10 +122,12 @@ class Checkpoint:
                 keys that mean the same tensor, and for packed weights that do not fit.
         """
         content = read_json_object(path / "config.json")
-        family = family_class(content)
+        with values_of("config.json"):
+            family = family_class(content)
         check_config(content)
         config = load_config(path)
-        packed_format = read_packed_format(content)
+        with values_of("config.json"):
+            packed_format = read_packed_format(content)
         tensors: dict[str, StoredTensor] = {}
         for file in weight_files(path):
             for tensor in _readable_tensors(file):

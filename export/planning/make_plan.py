@@ -26,6 +26,7 @@ from divprune.export.selection import (
 )
 from divprune.export.selection.sizes import KEPT, TOKENS
 from divprune.runtime import families as runtime_families
+from divprune.runtime.directory.config_ranges import values_of
 from divprune.runtime.directory.keep import kept_count
 from divprune.runtime.directory.limits import default_max_seq_len
 from divprune.runtime.directory.manifest import DimRange
@@ -47,20 +48,21 @@ def make_plan(options: ExportOptions, source: ModelSource) -> ExportPlan:
         get_selector(options.selector)  # an unknown name before anything is opened
     checkpoint = Checkpoint.open(source.path)
     _check_quantized_once(options, checkpoint)
-    family = checkpoint.family(checkpoint.config)
+    with values_of("config.json"):
+        family = checkpoint.family(checkpoint.config)
     check_text_model(family.text_config)
     tokenizer = load_tokenizer(source.path)
-    facts = _facts(family, tokenizer)
-    runtime_family = runtime_families.family_class(family.name).from_facts(
-        facts, read_preprocessor_config(source.path, checkpoint.config), options.max_image_tokens
-    )
+    with values_of("config.json"):
+        facts = _facts(family, tokenizer)
+    runtime_family = _runtime_family(options, checkpoint, family, facts)
     num_image_tokens = _largest_picture(runtime_family)
     max_seq_len = _max_seq_len(
         options, family.text_config.max_position_embeddings, num_image_tokens
     )
-    spec = DecoderSpec.from_config(
-        family.text_config, tied_head=family.tied_head, planes=family.vision_outputs()
-    )
+    with values_of("config.json"):
+        spec = DecoderSpec.from_config(
+            family.text_config, tied_head=family.tied_head, planes=family.vision_outputs()
+        )
     checkpoint.validate()  # after the kinds of its parts, which name what is not supported
     example = example_inputs(runtime_family)
     _check_width(family, example, spec.hidden_size)
@@ -114,6 +116,17 @@ def _facts(family: Family, tokenizer: Any) -> dict[str, Any]:
             )
         facts[f"{kind}_token"] = text
     return facts
+
+
+def _runtime_family(
+    options: ExportOptions, checkpoint: Checkpoint, family: Family, facts: Mapping[str, Any]
+) -> runtime_families.Family:
+    """What prepares pictures at run time, from what the checkpoint says about it."""
+    preprocessor = read_preprocessor_config(checkpoint.path, checkpoint.config)
+    with values_of("preprocessor_config.json"):
+        return runtime_families.family_class(family.name).from_facts(
+            facts, preprocessor, options.max_image_tokens
+        )
 
 
 def _largest_picture(family: runtime_families.Family) -> int:

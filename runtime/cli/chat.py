@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     sampling = check_answer_options(arguments)
+    if sys.stdin is None:
+        from divprune.runtime.errors import PromptError
+
+        raise PromptError(
+            "there are no messages on standard input",
+            expected="a terminal, or lines of text piped in",
+            found="a closed stream",
+        )
     pipeline = load_pipeline(arguments, open_directory(arguments))
     chat = Chat(pipeline, arguments, sampling)
     for image in arguments.images:

@@ -11,11 +11,12 @@ __all__ = ["discard_stdout", "prepare_streams"]
 
 
 def prepare_streams() -> None:
-    """Make standard output and error usable whatever they are.
+    """Make the standard streams usable whatever they are.
 
     A closed one leads nowhere: otherwise the next file that is opened would take its number, and
     what a library prints would be written into it. Standard error never fails, as nothing could
-    be said about it. What an encoding lacks is escaped.
+    be said about it. What an encoding lacks is escaped, and what standard input holds beside its
+    encoding is read as half characters, which whoever takes the text refuses by name.
     """
     for number in (0, 1, 2):
         try:
@@ -30,6 +31,8 @@ def prepare_streams() -> None:
         sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def discard_stdout() -> None:

@@ -111,6 +111,8 @@ def require_usable(value: Any) -> None:
         if depth > _MAX_DEPTH:
             raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
         if isinstance(leaf, str):
+            if leaf.isascii():  # known without a look: a picture in base64 may be megabytes
+                continue
             try:
                 leaf.encode("utf-8")
             except UnicodeEncodeError:

@@ -5,13 +5,18 @@ Otherwise a library fails with an error of its own, or takes minutes and gigabyt
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from divprune.runtime.errors import CheckpointError
 
-__all__ = ["check_config"]
+__all__ = ["MAX_IMAGE_SIZE", "check_config", "values_of"]
+
+MAX_IMAGE_SIZE = 1 << 14
+"""Longest side in pixels of what a tower sees at once."""
 
 # Far beyond any model, and still small enough to compute with.
 _COUNTS = {
@@ -30,8 +35,8 @@ _COUNTS = {
     "embed_dim": 1 << 18,
 }
 _OPTIONAL = ("num_key_value_heads", "head_dim", "image_seq_length")
-_MAX_IMAGE_SIZE = 1 << 14
 _MAX_PATCH_SIZE = 1 << 10
+_MAX_GRIDS = 256
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _VISUAL_IDS = ("image_token_index", "image_token_id", "video_token_index", "video_token_id")
 _SQUARE_TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -65,6 +70,24 @@ def check_config(content: Mapping[str, Any]) -> None:
     if type(rows) is int:
         _check_tokens("text_config." if "text_config" in parts else "", text, _TOKEN_IDS, rows)
     _check_tower(content, vision)
+    _check_tiles(content)
+
+
+@contextlib.contextmanager
+def values_of(file: str) -> Iterator[None]:
+    """Whatever trips over a value of a file that others wrote: nobody can think of them all.
+
+    Raises:
+        CheckpointError: that says so, for errors of Python's own.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} has a value that does not fit",
+            expected=f"{file} as it is saved with the model",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
 
 
 def _check_part(prefix: str, part: Mapping[str, Any]) -> None:
@@ -90,9 +113,21 @@ def _check_rope(name: str, rope: object) -> None:
     if not isinstance(rope, dict):
         raise _out_of_range(name, "an object", rope)
     _check_positive(f"{name}.", rope, _ROPE_NUMBERS)
+    sections = rope.get("mrope_section")
+    if sections is not None and not _are_sections(sections):
+        expected = f"three integers from 0 to {_COUNTS['head_dim']}"
+        raise _out_of_range(f"{name}.mrope_section", expected, sections)
     for key, value in rope.items():
         if isinstance(value, dict):
             _check_rope(f"{name}.{key}", value)
+
+
+def _are_sections(sections: object) -> bool:
+    return (
+        isinstance(sections, (list, tuple))
+        and len(sections) == 3
+        and all(type(size) is int and 0 <= size <= _COUNTS["head_dim"] for size in sections)
+    )
 
 
 def _check_positive(prefix: str, part: Mapping[str, Any], keys: tuple[str, ...]) -> None:
@@ -126,17 +161,43 @@ def _check_tower(content: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
             raise _out_of_range("vision_config.patch_size", what, patch)
     lowest = max(_sides(patch, square), default=1)
     for each in _sides(size, square):
-        if type(each) is not int or not lowest <= each <= _MAX_IMAGE_SIZE:
-            what = f"an integer from {lowest} (one patch) to {_MAX_IMAGE_SIZE}"
+        if type(each) is not int or not lowest <= each <= MAX_IMAGE_SIZE:
+            what = f"an integer from {lowest} (one patch) to {MAX_IMAGE_SIZE}"
             raise _out_of_range("vision_config.image_size", what, size)
     _check_layers(content, vision)
 
 
 def _sides(size: Any, square: bool) -> list[Any]:
-    """The sides of a picture or patch; some towers spell them as a list."""
+    """The sides of a picture or patch; some towers spell them as a pair."""
     if size is None:
         return []
-    return list(size) if isinstance(size, list) and not square else [size]
+    return list(size) if isinstance(size, list) and len(size) == 2 and not square else [size]
+
+
+def _check_tiles(content: Mapping[str, Any]) -> None:
+    """What families say that cut pictures into tiles, or gather patches into tokens."""
+    ratio = content.get("downsample_ratio")
+    if ratio is not None and not (type(ratio) in (int, float) and 1 / 64 <= ratio <= 1):
+        raise _out_of_range("downsample_ratio", "a number from 1/64 to 1", ratio)
+    factor = content.get("scale_factor", 1)
+    if type(factor) is not int or not 1 <= factor <= 64:
+        raise _out_of_range("scale_factor", "an integer from 1 to 64", factor)
+    most = re.fullmatch(r"anyres_max_(\d+)", str(content.get("vision_aspect_ratio")), re.ASCII)
+    if most and not 1 <= int(most[1]) <= _MAX_GRIDS:
+        expected = f"anyres_max_ and 1 to {_MAX_GRIDS}"
+        raise _out_of_range("vision_aspect_ratio", expected, most[0])
+    if (grids := content.get("image_grid_pinpoints")) is not None and not _are_grids(grids):
+        expected = f"1 to {_MAX_GRIDS} pairs of a height and a width of up to {MAX_IMAGE_SIZE}"
+        raise _out_of_range("image_grid_pinpoints", expected, grids)
+
+
+def _are_grids(grids: object) -> bool:
+    if not isinstance(grids, (list, tuple)) or not 1 <= len(grids) <= _MAX_GRIDS:
+        return False
+    pairs = [grid for grid in grids if isinstance(grid, (list, tuple)) and len(grid) == 2]
+    lengths = [length for pair in pairs for length in pair]
+    fitting = (type(length) is int and 1 <= length <= MAX_IMAGE_SIZE for length in lengths)
+    return len(pairs) == len(grids) and all(fitting)
 
 
 def _check_layers(content: Mapping[str, Any], vision: Mapping[str, Any]) -> None:

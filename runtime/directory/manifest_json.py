@@ -59,8 +59,8 @@ class FieldError(EngineDirectoryError):
 
 
 def dump(record: Any) -> str:
-    """A dataclass as JSON: sorted keys, two spaces, ASCII, a final newline."""
-    plain = dataclasses.asdict(record)
+    """A dataclass, or what is plain, as JSON: sorted keys, two spaces, ASCII, a final newline."""
+    plain = record if isinstance(record, dict) else dataclasses.asdict(record)
     return json.dumps(plain, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 

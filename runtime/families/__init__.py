@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.directory.bounded_json import read_json_object
-from divprune.runtime.directory.config_ranges import check_config
+from divprune.runtime.directory.config_ranges import check_config, values_of
 from divprune.runtime.errors import CheckpointError, EngineDirectoryError, UnsupportedError
 from divprune.runtime.families.protocol import (
     Family,
@@ -92,7 +92,11 @@ def read_dimensions(name: str, content: Mapping[str, Any]) -> ModelDimensions:
             found=f"model_type {kind}",
         )
     check_config(content)
-    return family_class(str(kind)).read_dimensions(name, content)
+    with values_of("config.json"):
+        dimensions = family_class(str(kind)).read_dimensions(name, content)
+        if min(dimensions.num_image_tokens, dimensions.typical_image_tokens or 1) < 1:
+            raise ValueError("a picture would have no visual token")
+    return dimensions
 
 
 def load_family(directory: EngineDirectory) -> Family:
@@ -102,9 +106,14 @@ def load_family(directory: EngineDirectory) -> Family:
     preprocessor = read_json_object(directory.file("preprocessor_config.json"), fix=fix)
     limit = manifest.dims.get("tokens")
     try:
-        return family_class(manifest.model.family).from_facts(
+        family = family_class(manifest.model.family).from_facts(
             manifest.model.facts, preprocessor, None if limit is None else limit.maximum
         )
+        texts: list[Any] = list(family.placeholders.values())
+        if not all(isinstance(text, str) and text for text in texts):
+            raise TypeError(f"visual tokens are no text: {texts}")
+        if missing := family.dims().keys() - manifest.dims.keys():
+            raise LookupError(f"dims has no range of {', '.join(sorted(missing))}")
     except CheckpointError as error:
         raise EngineDirectoryError(
             f"the files of this engine directory disagree: {error.what}",
@@ -119,3 +128,4 @@ def load_family(directory: EngineDirectory) -> Family:
             found=f"{type(error).__name__}: {error}",
             fix=fix,
         ) from error
+    return family

@@ -65,22 +65,18 @@ def read_anyres_model(
 
 def read_anyres_grids(content: Mapping[str, Any], vision: Mapping[str, Any]) -> Grids:
     """The grids of tiles of a config whose vision part has its defaults already."""
-    pinpoints = content.get("image_grid_pinpoints")
-    try:
-        sizes = tuple((int(height), int(width)) for height, width in pinpoints or ())
-    except (TypeError, ValueError):
-        sizes = ()
-    if not sizes:
+    side, pinpoints = read_count(vision, "image_size"), content.get("image_grid_pinpoints")
+    if not pinpoints or min(length for grid in pinpoints for length in grid) < side:
         raise CheckpointError(
             "config.json: image_grid_pinpoints is wrong",
-            expected="a list of pairs of a height and a width",
+            expected=f"pairs of a height and a width, each of at least {side} (one tile)",
             found=pinpoints,
         )
     ratio = str(content.get("vision_aspect_ratio", ""))
     most = ratio.removeprefix("anyres_max_")
     return Grids(
-        read_count(vision, "image_size"),
+        side,
         read_count(vision, "patch_size"),
-        sizes,
+        tuple((height, width) for height, width in pinpoints),
         int(most) if most.isdecimal() else None,
     )

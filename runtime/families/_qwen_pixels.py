@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PatchProcessor", "PixelRange", "block_major", "fit_size"]
 
 _MAX_ASPECT = 200
+_MAX_AREA = 1 << 40  # of all frames of a video together
 _IMAGE_TYPES = ("Qwen2VLImageProcessor",)
 _VIDEO_TYPES = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")
 _CLIP_STATISTICS = {
@@ -211,13 +212,20 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 def _area(options: Mapping[str, Any], kind: str) -> PixelRange:
     """``size`` of transformers 5, or ``min_pixels`` and ``max_pixels``; areas, despite the name."""
-    size = {**_DEFAULTS[kind]["size"], **(options.get("size") or {})}
+    given = options.get("size") or {}
+    size = {**_DEFAULTS[kind]["size"], **(given if isinstance(given, Mapping) else {})}
     smallest = options.get("min_pixels") or size.get("min_pixels") or size["shortest_edge"]
     largest = options.get("max_pixels") or size.get("max_pixels") or size["longest_edge"]
-    if not 0 < smallest <= largest:
+    areas = (smallest, largest)
+    if not (
+        isinstance(given, Mapping)
+        and all(type(area) in (int, float) and area < _MAX_AREA for area in areas)
+        and 1 <= smallest <= largest
+    ):
         raise UnsupportedError(
             f"option size of {kind} has a value that is not supported",
-            expected="shortest_edge (smallest area) not above longest_edge (largest area)",
-            found=f"{smallest} and {largest}",
+            expected="shortest_edge (smallest area) and longest_edge (largest area), 1 pixel to "
+            f"{_MAX_AREA}, in this order",
+            found=f"{smallest} and {largest}" if isinstance(given, Mapping) else given,
         )
     return PixelRange(int(smallest), int(largest))

@@ -24,11 +24,9 @@ __all__ = [
     "require",
     "resample_filter",
     "tile_map",
-    "to_rgb",
     "video_options",
 ]
 
-_WHITE = (255, 255, 255, 255)
 _ALWAYS_ON = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -105,14 +103,6 @@ def resample_filter(config: Mapping[str, Any]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in known:
         raise _bad_option("resample", f"one of Pillow's filters {sorted(known)}", value)
     return value
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB, transparency laid onto white."""
-    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def cut(picture: Image.Image, columns: int, rows: int, side: int) -> list[Image.Image]:

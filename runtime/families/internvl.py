@@ -33,13 +33,13 @@ from divprune.runtime.families._tiles import (
     require,
     resample_filter,
     tile_map,
-    to_rgb,
     video_options,
 )
 from divprune.runtime.families.dimensions import ModelDimensions
 from divprune.runtime.families.protocol import MediaKind, Prepared, VideoFrames
 from divprune.runtime.inputs.levels import LevelTable
 from divprune.runtime.inputs.resizing import resize
+from divprune.runtime.inputs.transparency import on_white
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +52,7 @@ _VIDEO = "<video>"
 _START, _END = "<img>", "</img>"
 _TYPICAL = (640, 480)
 _TYPICAL_CROPS = 13  # 4 x 3 tiles of such a picture, and the thumbnail
+_MAX_TILES = 1024
 _TILES = 12  # where preprocessor_config.json is not at hand
 _TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "internvl_vision": {
@@ -188,7 +189,7 @@ class InternVL:
 
     def prepare_image(self, picture: Image.Image, num_media: int = 1) -> Prepared:
         """One picture; see ``protocol.Family``."""
-        picture = to_rgb(picture)
+        picture = on_white(picture)
         width, height = picture.size
         columns, rows = self._grid(width, height, self.max_tiles)
         canvas = resize(picture, (columns * self.tile_size, rows * self.tile_size), self.resample)
@@ -224,7 +225,7 @@ class InternVL:
         _check_size(self.video.get("size"), self.tile_size)
         width, height = video.frames[indices[0]].size
         tile, resample = (self.tile_size, self.tile_size), resample_filter(self.video)
-        crops = [to_rgb(video.frames[index]).resize(tile, resample) for index in indices]
+        crops = [on_white(video.frames[index]).resize(tile, resample) for index in indices]
         lines = (f"Frame{number}: {self._span}" for number in range(1, len(crops) + 1))
         return Prepared(
             kind="video",
@@ -305,11 +306,11 @@ def _tiles_within(crops: int) -> int:
 
 def _patches(options: Mapping[str, Any]) -> tuple[int, int]:
     fewest, most = require(options, "min_patches"), require(options, "max_patches")
-    valid = all(type(value) is int for value in (fewest, most)) and 1 <= fewest <= most
-    if not valid:
+    valid = all(type(value) is int for value in (fewest, most))
+    if not valid or not 1 <= fewest <= most <= _MAX_TILES:
         raise UnsupportedError(
             "image processor options min_patches and max_patches do not fit together",
-            expected="integers, 1 <= min_patches <= max_patches",
+            expected=f"integers, 1 <= min_patches <= max_patches <= {_MAX_TILES}",
             found=f"min_patches {fewest}, max_patches {most}",
         )
     return fewest, most

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILY", "Qwen25VL"]
 
+_MAX_WINDOW_SIDE = 256  # cells along the side of a window
+
 # Finite in float16 too, and far below any product of a query and a key.
 _NO_PATCH = -30000.0
 
@@ -48,6 +50,8 @@ class Qwen25VL(Qwen2VL):
     def dims(self) -> Mapping[str, DimRange]:
         """With the number of ``windows`` of a frame."""
         side, cells = int(self.facts["window_side"]), self.max_tokens
+        if not 1 <= side <= _MAX_WINDOW_SIDE:
+            raise ValueError(f"window_side {side} is not from 1 to {_MAX_WINDOW_SIDE}")
         most = max(-(-rows // side) * -(-(cells // rows) // side) for rows in range(1, cells + 1))
         typical = self._windows(*self._picture_cells(640, 480))
         return {**super().dims(), "windows": DimRange(1, min(typical, most), most)}

@@ -32,13 +32,13 @@ from divprune.runtime.families._tiles import (
     require,
     resample_filter,
     tile_map,
-    to_rgb,
     video_options,
 )
 from divprune.runtime.families.dimensions import ModelDimensions
 from divprune.runtime.families.protocol import MediaKind, Prepared, VideoFrames
 from divprune.runtime.inputs.levels import LevelTable
 from divprune.runtime.inputs.resizing import resize
+from divprune.runtime.inputs.transparency import on_white
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +122,9 @@ class SmolVLM:
                 fix=f"--max-image-tokens {crop_side**2}",
             )
         placeholders: dict[MediaKind, str] = {"image": facts["image_token"]}
-        if facts["video_template"] is not None:
+        if (template := facts["video_template"]) is not None:
+            if not isinstance(template, str):
+                raise TypeError(f"video_template is no text: {template}")
             placeholders["video"] = _VIDEO
         return cls(
             placeholders=MappingProxyType(placeholders),
@@ -186,7 +188,7 @@ class SmolVLM:
 
     def prepare_image(self, picture: Image.Image, num_media: int = 1) -> Prepared:
         """One picture; see ``protocol.Family``."""
-        picture = to_rgb(picture)
+        picture = on_white(picture)
         width, height = picture.size
         resized, canvas, (columns, rows) = self._fit(width, height)
         picture = resize(picture, resized, self.resample)
@@ -285,7 +287,7 @@ class SmolVLM:
     ) -> Image.Image:
         edge = sampling.longest_edge or self.longest_edge
         resample = resample_filter(options)
-        frame = to_rgb(frame).resize(fit_longest_edge(*frame.size, edge), resample)
+        frame = on_white(frame).resize(fit_longest_edge(*frame.size, edge), resample)
         return frame.resize((self.crop_size, self.crop_size), resample)
 
     def _too_many_frames(self, frames: int) -> UnsupportedError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from divprune.runtime.directory.keep import exported_count
-from divprune.runtime.errors import OptionError, UnsupportedError
+from divprune.runtime.errors import EngineDirectoryError, OptionError, UnsupportedError
 from divprune.runtime.families import Family, Prepared, VideoFrames
 from divprune.runtime.generation.encoded_image import EncodedImage
 from divprune.runtime.generation.picture_cache import PictureCache
@@ -162,9 +162,20 @@ class MediaEncoder:
         if isinstance(content, VideoFrames):
             prepared = self._family.prepare_video(content, num_frames, num_media)
         else:
-            prepared = self._family.prepare_image(content, num_media)
+            prepared = self._prepare_image(content, num_media)
         self._check_size(prepared)
         return PreparedMedium(prepared, digest)
+
+    def _prepare_image(self, picture: Image.Image, num_media: int) -> Prepared:
+        """What a family trips over in a decoded picture is what its directory says about it."""
+        try:
+            return self._family.prepare_image(picture, num_media)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise EngineDirectoryError(
+                f"{self._manifest.model.family} cannot prepare a picture as this directory says",
+                expected="model.facts and a configuration as the export wrote them",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
 
     def encode(self, medium: PreparedMedium) -> ImageFeatures:
         """Run the vision graph, unless it has run on this picture before."""
@@ -216,7 +227,14 @@ def _sizes(manifest: Manifest, prepared: Prepared) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for tensor in manifest.graphs["vision"].inputs:
         if (array := prepared.inputs.get(tensor.name)) is not None:
-            pairs = zip(tensor.shape, array.shape, strict=True)
+            pairs = list(zip(tensor.shape, array.shape, strict=False))
+            fixed = all(dim == size for dim, size in pairs if not isinstance(dim, str))
+            if array.ndim != len(tensor.shape) or not fixed:
+                raise EngineDirectoryError(
+                    f"{tensor.name} of a {prepared.kind} does not fit the vision graph",
+                    expected=f"the shape {list(tensor.shape)}, as the manifest says",
+                    found=f"{list(array.shape)}, from model.facts and preprocessor_config.json",
+                )
             sizes |= {dim: size for dim, size in pairs if isinstance(dim, str)}
     return sizes
 

@@ -19,28 +19,34 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from divprune.runtime.errors import ImageError
 from divprune.runtime.inputs.image_sources import ACCEPTED, MAX_STREAM_BYTES, open_source
+from divprune.runtime.inputs.picture_blocks import without_metadata
+from divprune.runtime.inputs.transparency import on_white, scale_transparent_level
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-__all__ = ["MAX_PIXELS", "MAX_STREAM_BYTES", "load_image"]
+__all__ = ["MAX_PIXELS", "MAX_STREAM_BYTES", "load_image", "read_size"]
+
+_Read = TypeVar("_Read")
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is decoded: where Pillow stops as well unless it was told otherwise."""
 
 _MAX_WORKING_PIXELS = 64_000_000
 _ORIENTATION = 0x0112
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,6 +56,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PROGRAMS = ("EPS",)  # which Pillow would have Ghostscript run
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -103,18 +110,75 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def read_size(source: Path | bytes, *, upright: bool = False) -> tuple[int, int]:
+    """Width and height of a picture file, from its header.
+
+    Args:
+        source: The file, or its bytes.
+        upright: As the picture is seen. Its orientation may stand behind the pixels, which are
+            decoded then.
+
+    Raises:
+        ImageError: if it cannot be opened, or is no picture.
+    """
+    if isinstance(source, Path):
+        stream, name = open_source(source)
+    else:
+        stream, name = io.BytesIO(source), f"the picture of {len(source)} bytes"
+    with stream, _decoding(name):
+        return _open(stream, name, _upright_size if upright else lambda picture: picture.size)
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    if isinstance(picture, TiffImageFile):  # Pillow has turned its size already
+        width, height = (int(picture.tag_v2[tag]) for tag in (IMAGEWIDTH, IMAGELENGTH))
+    return (height, width) if _orientation(picture) in _ON_THEIR_SIDE else (width, height)
+
+
 def _decode(stream: BinaryIO, name: str) -> Image.Image:
+    def decode(picture: Image.Image) -> Image.Image:
+        _check_dimensions(picture, name)
+        if picture.width * picture.height > _MAX_WORKING_PIXELS:
+            picture.draft("RGB", (picture.width // 2, picture.height // 2))
+        scale_transparent_level(picture)
+        return _to_upright_rgb(picture, name)
+
     with _decoding(name):
-        head = stream.read(16)
-        if not head:
-            raise ImageError(f"{name} is empty", expected="a picture", found="0 bytes")
+        return _open(stream, name, decode)
+
+
+def _open(stream: BinaryIO, name: str, read: Callable[[Image.Image], _Read]) -> _Read:
+    """What ``read`` makes of a picture file, which may have damaged metadata."""
+    head = stream.read(16)
+    if not head:
+        raise ImageError(f"{name} is empty", expected="a picture", found="0 bytes")
+    stream.seek(0)
+    _register_heif(head)
+    try:
+        return _read_with(stream, read)
+    except (ImageError, Image.DecompressionBombError):
+        raise
+    except Exception:
         stream.seek(0)
-        _register_heif(head)
-        with Image.open(stream) as picture:
-            _check_dimensions(picture, name)
-            if picture.width * picture.height > _MAX_WORKING_PIXELS:
-                picture.draft("RGB", (picture.width // 2, picture.height // 2))
-            return _to_upright_rgb(picture, name)
+        data = stream.read(MAX_STREAM_BYTES + 1)
+        bare = without_metadata(data) if len(data) <= MAX_STREAM_BYTES else None
+        if bare is None:
+            raise
+        return _read_with(io.BytesIO(bare), read)
+
+
+def _read_with(stream: BinaryIO, read: Callable[[Image.Image], _Read]) -> _Read:
+    with Image.open(stream) as picture:
+        if picture.format in _PROGRAMS:
+            raise ImageError(
+                "a picture in a format that is a program is not run",
+                expected="a format of pixels, such as JPEG, PNG or WebP",
+                found=picture.format,
+            )
+        if not isinstance(picture.info.get("xmp", b""), bytes):  # a TIFF may give it any type
+            del picture.info["xmp"]
+        return read(picture)
 
 
 def _register_heif(head: bytes) -> None:
@@ -166,7 +230,7 @@ def _to_upright_rgb(picture: Image.Image, name: str) -> Image.Image:
     _check_dimensions(picture, name)
     picture.load()  # which turns a TIFF: what its EXIF says before that is not true afterwards
     turn = _UPRIGHT.get(_orientation(picture))
-    rgb = _on_white(_eight_bits(picture, name))
+    rgb = on_white(_eight_bits(picture, name))
     if rgb.width * rgb.height > _MAX_WORKING_PIXELS:
         rgb = rgb.reduce(2)
     if turn is not None:
@@ -202,17 +266,6 @@ def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         return _keep_high_byte(picture, name)
     return picture
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, white where it is transparent; itself if it is RGB and opaque."""
-    if picture.mode in ("La", "RGBa"):  # colours multiplied with alpha
-        picture = picture.convert(picture.mode.upper())
-    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _scale_floats(picture: Image.Image, name: str) -> Image.Image:

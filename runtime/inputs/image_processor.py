@@ -23,6 +23,7 @@ from divprune.runtime.errors import ImageError, UnsupportedError
 from divprune.runtime.inputs.image_loading import MAX_PIXELS
 from divprune.runtime.inputs.levels import LevelTable
 from divprune.runtime.inputs.resizing import resize
+from divprune.runtime.inputs.transparency import on_white
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Geometry", "ImageProcessor"]
 
 _BICUBIC = 3
-_WHITE = (255, 255, 255, 255)
 
 _CLIP_DEFAULTS: dict[str, Any] = {
     "do_convert_rgb": True,
@@ -231,10 +231,7 @@ class ImageProcessor:
                     fix="open it with divprune.runtime.inputs.image_loading.load_image",
                 )
             return image
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return on_white(image)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if self.resize_to is None:

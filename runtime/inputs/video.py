@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
-from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-from divprune.runtime.errors import VideoError
-from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image
+from divprune.runtime.errors import VideoError, shorten
+from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image, read_size
 from divprune.runtime.inputs.image_sources import file_path, open_source, scheme_of
 from divprune.runtime.inputs.video_frames import VideoFrames
 
 __all__ = ["LazyFrames", "load_video"]
 
 _ACCEPTED = "a video file, an animated GIF or WebP, a folder of frames, or a URL"
-_TURNED = (5, 6, 7, 8)  # values of EXIF's Orientation for pictures that lie on their side
-_ORIENTATION = 0x0112
+_LONGEST_NAME = 200
 
 Source = str | Path | bytes | bytearray | memoryview
 
@@ -105,23 +104,35 @@ def load_video(source: Source) -> VideoFrames:
         with stream:
             return _open_file(stream.read(), name)
     path = file_path(str(source)) if scheme == "file" else Path(source)
-    if path.is_dir():
+    name = shorten(str(path), _LONGEST_NAME)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise VideoError(f"{name} does not exist", expected=_ACCEPTED) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise VideoError(f"{name} cannot be opened", expected=_ACCEPTED, found=reason) from error
+    if stat.S_ISDIR(mode):
         return _open_folder(path)
-    if not path.is_file():
-        raise VideoError(f"{path} does not exist", expected=_ACCEPTED)
-    return _open_file(path, str(path))
+    if not stat.S_ISREG(mode):
+        raise VideoError(f"{name} is no file", expected=_ACCEPTED, found="a pipe or a device")
+    return _open_file(path, name)
 
 
 def _open_folder(folder: Path) -> VideoFrames:
     endings = Image.registered_extensions()
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings)
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings)
+    except OSError as error:
+        raise VideoError(f"{folder} cannot be read", found=error.strerror) from error
+    files = [file for file in files if file.is_file()]
     if not files:
         raise VideoError(
             f"{folder} holds no frames", expected="pictures, in the order of their names"
         )
-    size = _upright_size(files[0])
+    size = read_size(files[0], upright=True)
     for file in files[1:]:
-        if (other := _upright_size(file)) != size:
+        if (other := read_size(file, upright=True)) != size:
             raise VideoError(
                 "the frames of a video have different sizes",
                 expected=f"{size[0]} x {size[1]} pixels, as {files[0].name}",
@@ -134,20 +145,6 @@ def _open_folder(folder: Path) -> VideoFrames:
 
     frames = LazyFrames(len(files), start, str(folder))
     return VideoFrames(frames, fps=None, fingerprint=_fingerprint(files))
-
-
-def _upright_size(file: Path) -> tuple[int, int]:
-    """From the header alone."""
-    try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-            if isinstance(picture, TiffImageFile):  # Pillow has turned its size already
-                width, height = (picture.tag_v2[tag] for tag in (IMAGEWIDTH, IMAGELENGTH))
-            turned = picture.getexif().get(_ORIENTATION) in _TURNED
-    except Exception:  # whatever a damaged header made Pillow trip over: this says it well
-        load_image(file)
-        raise
-    return (height, width) if turned else (width, height)
 
 
 def _open_file(source: Path | bytes, name: str) -> VideoFrames:

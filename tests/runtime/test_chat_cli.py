@@ -41,6 +41,30 @@ def talk(engine_dir: Path, *lines: str, arguments: tuple[str, ...] = ()):
     )
 
 
+def test_closed_standard_input_is_refused(engine_dir):
+    command = ["sh", "-c", '"$0" "$@" <&-', *CHAT, str(engine_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no messages on standard input" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a_line_in_another_encoding_is_refused_and_the_next_one_answered(engine_dir, encoding):
+    command = [*CHAT, str(engine_dir), "--max-new-tokens", "2", "--threads", "1"]
+    done = subprocess.run(
+        command,
+        input=b"h\xe9\nhello\n",
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"error: ") == 1
+    assert done.stdout.strip()
+
+
 def test_answers_are_those_of_run_with_the_same_messages(engine_dir, picture, tmp_path):
     done = talk(engine_dir, f"/image '{picture}'", "What is this?", "And what else?")
     assert done.returncode == 0

@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from divprune.runtime.directory.bounded_json import parse_json, read_bounded
 from divprune.runtime.errors import DatasetError, OptionError
+from divprune.runtime.inputs.question_text import without_placeholder
 
 __all__ = ["Dataset", "Sample", "load_dataset"]
 
 _MAX_BYTES = 2**30
 _URLS = ("http://", "https://", "file:", "data:")
 _ALIASES = {"text": "question", "question_id": "id", "label": "answer"}
-_PLACEHOLDER = re.compile(r"^\s*<image>\s*|\s*<image>\s*$")
 _EXAMPLE = '{"image": "cat.jpg", "question": "What is it?", "answer": "a cat"}'
 
 
@@ -110,7 +109,7 @@ def _parse(line: str, path: Path, number: int) -> Sample:
     return Sample(
         id=_id(fields.get("id", number), path, number),
         image=image,
-        question=_PLACEHOLDER.sub("", question).strip() or question,
+        question=without_placeholder(question),
         answers=_answers(fields, path, number),
         category=None if category is None else str(category),
     )

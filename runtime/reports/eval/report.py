@@ -5,6 +5,7 @@ Scores are shares in [0, 1], times milliseconds, FLOPs and multiply-adds plain c
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from divprune.runtime.directory.keep import AutoKeep
@@ -34,6 +35,13 @@ class DataFacts:
     pictures: int
 
 
+# Of a row: what has no value without an answer.
+_OVER_ANSWERS = (
+    *("num_kept", "kept_low", "kept_high", "num_image_tokens", "layer_tokens", "text_tokens"),
+    *("score", "paper_flops", "paper_ratio", "macs", "macs_ratio"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One engine directory with one fraction kept.
@@ -45,8 +53,8 @@ class Row:
             selects before the language model.
         keep: Fraction kept; where a similarity was to be reached, what it kept of all pictures.
         auto: The similarity to reach; None where a fraction was asked for.
-        num_kept: Tokens kept of a picture, mean over the answers. Like every mean here 0 where
-            nothing was answered.
+        num_kept: Tokens kept of a picture, mean over the answers. Like every mean here and the
+            score it has no meaning, and is null in ``report.json``, where nothing was answered.
         kept_low: What a tenth of the answers had less than.
         kept_high: What a tenth of the answers had more than.
         num_image_tokens: Tokens of a picture before pruning, mean over the answers.
@@ -131,5 +139,9 @@ class EvalReport:
         return sum(row.errors for row in self.rows)
 
     def to_json(self) -> str:
-        """The text of ``report.json``."""
-        return dump(self)
+        """The text of ``report.json``; what is over answers is null where there are none."""
+        content = dataclasses.asdict(self)
+        for row in content["rows"]:
+            if not row["answers"]:
+                row |= dict.fromkeys(_OVER_ANSWERS)
+        return dump(content)

@@ -129,7 +129,10 @@ class AnswerStore:
             return []
         data = self._log_path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        answers = [json.loads(line) for line in whole.splitlines()]
+        answers = [
+            _read_line(line, f"{self._log_path}, line {number}")
+            for number, line in enumerate(whole.splitlines(), 1)
+        ]
         left = [answer for answer in answers if answer["id"] not in self.done]
         if len(whole) < len(data) or len(left) < len(answers):
             self._write_log(left)
@@ -169,6 +172,20 @@ class AnswerStore:
 def _line(answer: Mapping[str, Any]) -> bytes:
     """ASCII: whatever is in a text, it is one line."""
     return json.dumps({name: answer.get(name) for name in _FIELDS}).encode() + b"\n"
+
+
+def _read_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or not {"id", "error"} <= answer.keys():
+        raise DatasetError(
+            f"{where} is no answer",
+            expected="what divprune-batch wrote; take the line out, and its row is asked again",
+            found=line[:60],
+        )
+    return answer
 
 
 def _read_part(part: Path) -> Iterator[dict[str, Any]]:

@@ -6,17 +6,21 @@ then be the same one when a run goes on.
 
 from __future__ import annotations
 
-import json
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from divprune.runtime.errors import BackendError, DatasetError
+from divprune.runtime.directory.bounded_json import parse_json
+from divprune.runtime.errors import BackendError, DatasetError, printable
+from divprune.runtime.inputs.image_sources import scheme_of
+from divprune.runtime.inputs.question_text import without_placeholder
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -33,7 +37,8 @@ class Columns:
 
     Attributes:
         key: What tells rows apart; may be missing under its usual name.
-        image: Path (relative to the input's folder), bytes, or a list of them.
+        image: Path (relative to the input's folder), URL (http, https, file, data), bytes, or a
+            list of them.
         prompt: The question of a row; may be missing under its usual name, where there is one
             for all.
     """
@@ -81,6 +86,11 @@ class Table(ABC):
         self.columns = columns
         self.prompt = prompt
 
+    @cached_property
+    def _folder(self) -> Path:
+        """What relative paths of pictures begin at."""
+        return (self.path if self.path.is_dir() else self.path.parent).resolve()
+
     @property
     @abstractmethod
     def has_keys(self) -> bool:
@@ -119,11 +129,13 @@ class Table(ABC):
         return keys
 
     def _key(self, value: object, where: str) -> str:
-        if value is None:
+        # NaN is what table programs make of a missing number.
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if missing or isinstance(value, (Mapping, list)):
             raise DatasetError(
                 f"{where} has no key",
-                expected=f"a value of {self.columns.key!r} in every row",
-                found="null",
+                expected=f"text or a number as {self.columns.key!r} in every row",
+                found="null" if value is None else value,
                 fix="--key-column COLUMN names the column that tells rows apart",
             )
         return str(value)
@@ -134,6 +146,7 @@ class Table(ABC):
             prompt = self.prompt
         if not isinstance(prompt, str):
             return Row(key, (), "", f"{self.columns.prompt} is no text")
+        prompt = without_placeholder(prompt)
         values = value if isinstance(value, (list, tuple)) else [value]
         images = [self._image(each) for each in values]
         if not images or None in images:
@@ -147,10 +160,9 @@ class Table(ABC):
             return value
         if not isinstance(value, str) or not value:
             return None
-        if value.startswith(("http://", "https://")):
+        if scheme_of(value) is not None:
             return value
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return str((folder / value).resolve())
+        return str(self._folder / value)
 
 
 class JsonLines(Table):
@@ -202,10 +214,10 @@ class JsonLines(Table):
 
     def _parse(self, line: str, number: int) -> dict[str, Any]:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise DatasetError(
-                f"{self.path}, line {number}: this is not JSON", found=str(error)
+                f"{self.path}, line {number}: this is not JSON that can be read", found=error
             ) from error
         if not isinstance(record, dict):
             raise DatasetError(
@@ -222,7 +234,9 @@ class Parquet(Table):
     @property
     def files(self) -> list[Path]:
         """The file, or all below the folder in the order of their names."""
-        return sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]
+        if not self.path.is_dir():
+            return [self.path]
+        return sorted(file for file in self.path.rglob("*.parquet") if file.is_file())
 
     @property
     def has_keys(self) -> bool:
@@ -274,7 +288,8 @@ def _reading(file: Path) -> Iterator[ModuleType]:
     pyarrow = import_pyarrow()
     try:
         yield pyarrow
-    except (OSError, pyarrow.ArrowException) as error:
+    # Values that Python has no type for raise errors of Python's own.
+    except (OSError, ArithmeticError, ValueError, pyarrow.ArrowException) as error:
         raise DatasetError(
             f"{file} cannot be read as Parquet", found=str(error).partition("\n")[0]
         ) from error
@@ -294,15 +309,15 @@ class Pictures(Table):
         return sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _PICTURES)
 
     def keys(self) -> Iterator[str]:
-        """Paths with forward slashes."""
+        """Paths with forward slashes; bytes that are no text are escaped."""
         for file in self.files:
-            yield file.relative_to(self.path).as_posix()
+            yield printable(file.relative_to(self.path).as_posix())
 
     def rows(self, skip: Collection[str] = ()) -> Iterator[Row]:
         """One for each picture."""
-        for key in self.keys():
+        for key, file in zip(self.keys(), self.files, strict=True):
             if key not in skip:
-                yield Row(key, (str(self.path.resolve() / key),), self.prompt)
+                yield Row(key, (str(self._folder / file.relative_to(self.path)),), self.prompt)
 
 
 def open_table(path: Path, columns: Columns, prompt: str) -> Table:
@@ -315,7 +330,10 @@ def open_table(path: Path, columns: Columns, prompt: str) -> Table:
     if not path.exists():
         raise DatasetError(f"{path} does not exist", expected=_EXPECTED)
     if path.is_dir():
-        kind: type[Table] = Parquet if any(path.rglob("*.parquet")) else Pictures
+        has_tables = any(file.is_file() for file in path.rglob("*.parquet"))
+        kind: type[Table] = Parquet if has_tables else Pictures
+    elif not path.is_file():
+        raise DatasetError(f"{path} is no file", expected=_EXPECTED, found="a pipe or a device")
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
         kind = JsonLines
     elif path.suffix.lower() == ".parquet":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from divprune.runtime.errors import DivPruneError
+from divprune.runtime.errors import DivPruneError, printable
 
 if TYPE_CHECKING:
     from divprune.runtime.generation.sampling import SamplingOptions
@@ -78,7 +78,7 @@ class Answerer:
         except DivPruneError as error:
             return failed_answer(row.key, str(error))
         except Exception as error:  # one row must not end a run of a million
-            return failed_answer(row.key, f"{type(error).__name__}: {error}")
+            return failed_answer(row.key, printable(f"{type(error).__name__}: {error}"))
         return {
             "id": row.key,
             "answer": result.text,

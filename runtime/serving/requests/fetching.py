@@ -78,13 +78,13 @@ class Fetcher:
         for _ in range(_MAX_HOPS):
             try:
                 target = self._visit(url, deadline)
+                if isinstance(target, bytes):
+                    return target
+                url = urllib.parse.urljoin(url, target)
             except TimeoutError:
                 raise timed_out("the picture did not arrive in time") from None
             except (OSError, ValueError, HTTPException):
                 raise _refused("the URL cannot be fetched") from None
-            if isinstance(target, bytes):
-                return target
-            url = urllib.parse.urljoin(url, target)
         raise _refused("the URL redirects too often")
 
     def _visit(self, url: str, deadline: float) -> bytes | str:

@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+from divprune.runtime.directory.bounded_json import require_usable
+from divprune.runtime.errors import printable
 from divprune.runtime.serving.errors import ApiError, invalid, timed_out, too_large
 
 if TYPE_CHECKING:
@@ -56,10 +58,12 @@ def parse_json(body: bytes) -> Any:
     """The JSON value of a body, which may be UTF-8 only, with a byte order mark or without.
 
     Raises:
-        ApiError: 400 if it is none; NaN and Infinity are none.
+        ApiError: 400 if it is none, as NaN and Infinity are, or if it is too deep or holds half a
+            character or a number of more than 64 bits.
     """
     try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        require_usable(value)
     except ApiError:
         raise
     except UnicodeDecodeError:
@@ -67,8 +71,9 @@ def parse_json(body: bytes) -> Any:
     except RecursionError:
         raise invalid("the JSON is nested too deeply", code="invalid_json") from None
     except ValueError as error:
-        message = f"the body is not valid JSON: {error}"[:200]
+        message = printable(f"the body is not JSON that can be used: {error}"[:200])
         raise invalid(message, code="invalid_json") from None
+    return value
 
 
 def _refuse_constant(name: str) -> None:

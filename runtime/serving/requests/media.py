@@ -10,18 +10,19 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import io
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, UnidentifiedImageError
-
+from divprune.runtime.errors import ImageError
+from divprune.runtime.inputs.image_loading import load_image, read_size
 from divprune.runtime.serving.errors import ApiError, invalid
 from divprune.runtime.serving.requests.local_files import read_below
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from divprune.runtime.serving.options import ServerOptions
 
 __all__ = ["Media", "decode_messages", "read_media"]
@@ -103,9 +104,6 @@ def _with_medium(part: Mapping[str, Any], decoded: Sequence[Any]) -> dict[str, A
 
 
 def _decode(medium: Media) -> Image.Image | bytes:
-    from divprune.runtime.errors import ImageError
-    from divprune.runtime.inputs.image_loading import load_image
-
     if medium.kind == "video":
         return medium.data
     try:
@@ -220,8 +218,8 @@ def _read_data_url(url: str, place: str) -> bytes:
     if "%" in body:
         body = urllib.parse.unquote(body)
     try:
-        # Some clients escape it, break lines and leave the padding out.
-        text = "".join(body.split())
+        # Some clients escape it, break lines, leave the padding out, or write it for URLs.
+        text = "".join(body.split()).replace("-", "+").replace("_", "/")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise invalid("the data: URL is not valid base64", place, "invalid_image") from None
@@ -231,14 +229,11 @@ def _decoded_size(kind: str, data: bytes, place: str, options: ServerOptions) ->
     if kind == "video":
         return len(data)
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            pixels = picture.width * picture.height
-    except UnidentifiedImageError:
-        raise invalid("this is not a picture", place, "invalid_image") from None
-    except Image.DecompressionBombError:
-        pixels = options.max_pixels + 1
-    except Exception:  # Pillow's readers raise whatever they trip over
-        raise invalid("the picture is damaged", place, "invalid_image") from None
+        width, height = read_size(data)
+    except ImageError as error:
+        found = "" if error.found is None else f"; found {error.found}"
+        raise invalid(f"{error.what}{found}", place, "invalid_image") from error
+    pixels = width * height
     if pixels > options.max_pixels:
         raise invalid(
             f"the picture has more than {options.max_pixels} pixels", place, "invalid_image"

@@ -77,6 +77,8 @@ def test_weight_is_the_sum_whatever_the_layout_of_the_keys(
         ({"alpha_pattern": {"q_proj": 12}}, 3),
         ({"alpha_pattern": {"layers.0.self_attn.q_proj": 20, "q_proj": 12}}, 5),
         ({"alpha_pattern": {"v_proj": 12}}, 2),
+        ({"alpha_pattern": {r".*\.0\..*q_proj": 12}}, 3),
+        ({"alpha_pattern": None}, 2),
         ({"lora_alpha": 0.5}, 0.125),
     ],
 )
@@ -147,6 +149,35 @@ def test_merged_weights_are_those_of_peft(
 
 
 # --- refused by name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_alpha": "8"},
+        {"lora_alpha": None},
+        {"lora_alpha": True},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": float("inf")},
+        {"lora_alpha": 1e308},
+        {"alpha_pattern": "q_proj"},
+        {"alpha_pattern": ["q_proj"]},
+        {"alpha_pattern": 8},
+        {"alpha_pattern": {"q_proj": None}},
+        {"alpha_pattern": {"q_proj": [8]}},
+        {"alpha_pattern": {"[": 8}},
+        {"alpha_pattern": {"(": 8}},
+        {"alpha_pattern": {"(.+)+x": 8}},
+        {"alpha_pattern": {".*.*.*.*.*.*.*.*x": 8}},
+    ],
+)
+def test_a_scale_that_cannot_be_used_is_refused_by_its_name(
+    tiny: Path, config: dict[str, Any]
+) -> None:
+    a, b = factors(shape_of(tiny, QUERY))
+    write_adapter(tiny, {f"{QUERY}.lora_A.weight": a, f"{QUERY}.lora_B.weight": b}, **config)
+    with pytest.raises(CheckpointError, match=next(iter(config)) + "|lora_alpha"):
+        Checkpoint.open(tiny)
 
 
 @pytest.mark.parametrize(

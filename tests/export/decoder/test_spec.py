@@ -41,8 +41,15 @@ def test_linear_rope_scaling_divides_the_frequencies() -> None:
     assert spec.inverse_frequencies[0] == pytest.approx(0.25)
 
 
-def test_dynamic_rope_within_the_models_own_length_is_no_scaling() -> None:
-    config = llama(rope_parameters=rope("dynamic", factor=2.0), max_position_embeddings=128)
+@pytest.mark.parametrize("original", [None, 64, 128])
+@pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 8.0])
+def test_dynamic_rope_within_the_models_own_length_is_no_scaling(
+    factor: float, original: int | None
+) -> None:
+    parameters = rope("dynamic", factor=factor)
+    if original is not None:
+        parameters["original_max_position_embeddings"] = original
+    config = llama(rope_parameters=parameters, max_position_embeddings=128)
     spec = DecoderSpec.from_config(config, tied_head=False)
     plain = DecoderSpec.from_config(llama(), tied_head=False)
     assert spec.inverse_frequencies == plain.inverse_frequencies

@@ -351,13 +351,15 @@ def test_generation_settings_that_are_left_out_are_named(
     assert fields.items() <= json.loads((out / "generation_config.json").read_text()).items()
 
 
-@pytest.mark.parametrize("beyond", [1, 3, 8])
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("beyond", [1, 3, 8, 100])
 def test_tokens_beyond_the_embedding_table_are_named(
-    tiny: Path, out: Path, caplog: pytest.LogCaptureFixture, beyond: int
+    tiny: Path, out: Path, caplog: pytest.LogCaptureFixture, beyond: int, special: bool
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     rows = Checkpoint.open(tiny).config.text_config.vocab_size
-    tokenizer.add_tokens([f"<loc_{n}>" for n in range(rows - len(tokenizer) + beyond)])
+    added = [f"<loc_{n}>" for n in range(rows - len(tokenizer) + beyond)]
+    tokenizer.add_tokens(added, special_tokens=special)
     first = next(token for token, index in tokenizer.get_vocab().items() if index == rows)
     tokenizer.save_pretrained(tiny)
     write(tiny, out)

@@ -33,8 +33,16 @@ def test_a_config_that_leaves_the_defaults_out_is_read_with_them() -> None:
     assert read_dimensions("a model", short) == read_dimensions("a model", content)
 
 
-@pytest.mark.parametrize("grids", [None, [], [[16]], "many"])
+@pytest.mark.parametrize("grids", [None, [], [[16]], "many", [[16, 8]], [[8, 16], [16, 16]]])
 def test_grids_that_are_none_are_refused(grids: object) -> None:
     content = anyres_config(ANYRES_CHECKPOINTS["next-llama-hub"]).to_dict()
     with pytest.raises(CheckpointError, match="image_grid_pinpoints"):
         read_dimensions("broken", {**content, "image_grid_pinpoints": grids})
+
+
+@pytest.mark.parametrize("left_out", ["image_size", "patch_size"])
+def test_a_default_that_does_not_fit_the_rest_is_refused(left_out: str) -> None:
+    content = anyres_config(ANYRES_CHECKPOINTS["next-llama-hub"]).to_dict()
+    del content["vision_config"][left_out]
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_dimensions("broken", content)

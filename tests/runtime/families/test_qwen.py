@@ -326,6 +326,13 @@ def test_boxes_of_tokens_cover_the_picture() -> None:
         ({"do_resize": False}, UnsupportedError),
         ({"image_processor_type": "CLIPImageProcessor"}, UnsupportedError),
         ({"size": {"shortest_edge": 9000, "longest_edge": 100}}, UnsupportedError),
+        ({"size": [4096, 100_000]}, UnsupportedError),
+        ({"size": "large"}, UnsupportedError),
+        ({"size": {"shortest_edge": 0.5, "longest_edge": 1}}, UnsupportedError),
+        ({"size": {"shortest_edge": "1", "longest_edge": 100}}, UnsupportedError),
+        ({"size": {"longest_edge": 10**13}}, UnsupportedError),
+        ({"max_pixels": float("nan")}, UnsupportedError),
+        ({"max_pixels": [1]}, UnsupportedError),
     ],
 )
 def test_a_processor_that_disagrees_with_the_model_is_refused(

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from PIL import Image
 
 from divprune.runtime.errors import ImageError
 from divprune.runtime.inputs import download, image_loading, image_sources
-from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image
+from divprune.runtime.inputs.image_loading import MAX_PIXELS, load_image, read_size
 
 LEVELS_16 = np.array([[0, 1, 255, 256, 257], [4096, 32767, 32768, 65279, 65535]], dtype=np.uint16)
 
@@ -121,6 +121,13 @@ def test_what_is_transparent_is_put_on_white(name: str) -> None:
     assert picture.info.get("transparency") is None
 
 
+def with_palette_of_alpha() -> Image.Image:
+    picture = Image.new("P", (20, 20), 0)
+    picture.putpalette([0, 0, 0, 0, 0, 0, 0, 255], "RGBA")
+    picture.paste(1, (5, 5, 15, 15))
+    return picture
+
+
 def drawing_in_every_encoding() -> dict[str, object]:
     """Black on transparent black: all one colour to whoever drops the alpha channel."""
     drawing = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
@@ -137,6 +144,12 @@ def drawing_in_every_encoding() -> dict[str, object]:
         "gif": saved(drawing.quantize(4), "GIF", transparency=0),
         "keyed": saved(keyed, transparency=(255, 0, 255)),
         "keyed_16_bit": saved(Image.fromarray(deep), transparency=40000),
+        "qoi": saved(drawing, "QOI"),
+        "tga": saved(drawing, "TGA"),
+        "dds": saved(drawing, "DDS"),
+        "icon": saved(drawing, "ICO", sizes=[drawing.size]),
+        "animated": saved(drawing, save_all=True, append_images=[drawing.rotate(90)]),
+        "palette_with_alpha": with_palette_of_alpha(),
         "pillow": drawing,
         "premultiplied": drawing.convert("RGBa"),
         "array": np.asarray(drawing),
@@ -364,7 +377,9 @@ class Handler(BaseHTTPRequestHandler):
     """Serves the pictures by name, and several kinds of trouble."""
 
     def do_GET(self) -> None:
-        route = getattr(self, "route_" + self.path.strip("/").replace("%20", "_"), None)
+        route = getattr(
+            self, "route_" + self.path.partition("?")[0].strip("/").replace("%20", "_"), None
+        )
         if route is not None:
             route()
         elif self.path.strip("/") in PICTURES:
@@ -398,6 +413,11 @@ class Handler(BaseHTTPRequestHandler):
     def route_local(self) -> None:
         self.send_response(302)
         self.send_header("Location", "file:///etc/passwd")
+        self.end_headers()
+
+    def route_elsewhere(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", unquote(self.path.partition("?")[2]))
         self.end_headers()
 
     def route_cut(self) -> None:
@@ -496,6 +516,26 @@ def test_url_without_a_picture_is_an_image_error_that_names_it(
     assert f"{server}/{route}" in caught.value.what
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        "FTP://127.0.0.1/picture.png",
+        "data:image/png;base64,AAAA",
+        "gopher://127.0.0.1/x",
+        "File:///etc/hostname",
+        "http://[::1",
+        "http://",
+        "http://a:b/",
+        "",
+    ],
+)
+def test_a_redirect_that_leads_to_no_url_of_a_picture_is_refused(
+    server: str, location: str
+) -> None:
+    with pytest.raises(ImageError, match=r"cannot be fetched|not a picture|is empty"):
+        load_image(f"{server}/elsewhere?{quote(location, safe='')}")
+
+
 @pytest.mark.parametrize("limit", ["_SOCKET_TIMEOUT_S", "_DOWNLOAD_TIMEOUT_S"])
 def test_slow_url_is_given_up(server: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, limit, 0.2)
@@ -588,9 +628,11 @@ def test_file_url_of_nothing_is_refused(url: str) -> None:
 # --- metadata
 
 
-def jpeg_with_exif(orientation: int, *entries: tuple[int, int, int, bytes]) -> bytes:
+def jpeg_with_exif(
+    orientation: int, *entries: tuple[int, int, int, bytes], size: tuple[int, int] = (8, 4)
+) -> bytes:
     """A JPEG whose EXIF has further entries: tag, type, count and four bytes of value."""
-    plain = saved(Image.new("RGB", (8, 4), "red"), "JPEG")
+    plain = saved(Image.new("RGB", size, "red"), "JPEG")
     turned = (0x0112, 3, 1, struct.pack("<HH", orientation, 0))
     ordered = sorted([turned, *entries])
     body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in ordered)
@@ -621,6 +663,99 @@ def test_odd_metadata_says_nothing_about_the_pixels(
     assert picture.size == ((8, 4) if orientation == 1 else (4, 8))
 
 
+def tiff_with_tag(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """A TIFF whose directory, written anew behind the pixels, has one more entry."""
+    plain = saved(Image.new("RGB", (8, 4), "red"), "TIFF")
+    (start,) = struct.unpack_from("<I", plain, 4)
+    (count_before,) = struct.unpack_from("<H", plain, start)
+    entries = [plain[start + 2 + 12 * i :][:12] for i in range(count_before)]
+    entries = sorted(
+        [*entries, struct.pack("<HHI", tag, kind, count) + value],
+        key=lambda entry: struct.unpack_from("<H", entry),
+    )
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + directory
+
+
+EXIF_BLOCKS = {
+    "empty": b"",
+    "cut": b"II*\0\x08\0",
+    "another magic number": b"II)\0\x08\0\0\0" + bytes(16),
+    "directory far away": b"II*\0\xff\xff\xff\x7f" + bytes(16),
+    "entries without number": b"II*\0\x08\0\0\0\xff\xff" + bytes(16),
+    "big TIFF": b"II+\0\x08\0\0\0" + bytes(30),
+    "orientation as text": b"II*\0\x08\0\0\0\1\0\x12\1\2\0\2\0\0\x006\0\0\0" + bytes(8),
+    "noise": bytes(range(256)) * 9,
+}
+
+
+@pytest.mark.parametrize("block", EXIF_BLOCKS)
+def test_a_damaged_exif_block_says_nothing_about_the_pixels(block: str) -> None:
+    plain, exif = Image.new("RGB", (8, 4), "red"), EXIF_BLOCKS[block]
+    jpeg, whole = saved(plain, "JPEG"), saved(plain)
+    payload = b"Exif\0\0" + exif
+    segment = b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
+    for data in (
+        jpeg[:2] + segment + jpeg[2:],
+        whole[:33] + chunk(b"eXIf", exif) + whole[33:],
+        saved(plain, "WEBP", exif=payload),
+    ):
+        assert load_image(data).size == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (0x02BC, 2, 4, b"<x>\0"),  # XMP as text
+        (0x02BC, 3, 1, b"\7\0\0\0"),
+        (0x8769, 4, 1, struct.pack("<I", 4_000_000_000)),
+        (0x8649, 1, 4, b"8BIM"),
+        (0x0131, 11, 1, struct.pack("<f", float("nan"))),
+        (0x9286, 7, 2**31, bytes(4)),
+        (0x8773, 7, 4, b"junk"),
+    ],
+)
+def test_an_odd_tag_of_a_tiff_says_nothing_about_the_pixels(
+    tag: tuple[int, int, int, bytes],
+) -> None:
+    picture = load_image(tiff_with_tag(*tag))
+    assert picture.size == (8, 4)
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_in_the_header_may_be_asked_for_upright(
+    kind: str, orientation: int, tmp_path: Path
+) -> None:
+    data = rotated(orientation, kind)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    expected = (23, 11) if orientation == 1 else (11, 23)
+    assert read_size(path, upright=True) == expected
+    assert sorted(read_size(data)) == [11, 23]
+
+
+@pytest.mark.parametrize("data", [b"", b"some words", bomb(), b"\0\0\0\x18ftypheic" + bytes(64)])
+def test_a_size_that_cannot_be_read_is_an_image_error(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        load_image(data)
+    if data != bomb():
+        with pytest.raises(ImageError):
+            read_size(data)
+
+
+@pytest.mark.parametrize("head", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"%!PS-Adobe-3.1 EPSF-3.0\r\n"])
+def test_a_picture_that_is_a_program_is_not_run(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("it was run"))
+    data = head + b"%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    for read in (load_image, read_size):
+        with pytest.raises(ImageError, match="is not run"):
+            read(data)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_unknown_orientation_is_none(value: int) -> None:
     assert load_image(jpeg_with_exif(value)).size == (8, 4)
@@ -629,11 +764,20 @@ def test_unknown_orientation_is_none(value: int) -> None:
 # --- floats, large pictures and HEIC
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "Pillow"])
+RAMP = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (2, 1))
+FLOATS: dict[str, Callable[[], object]] = {
+    "tiff": lambda: saved(Image.fromarray(RAMP), "TIFF"),
+    "compressed tiff": lambda: saved(Image.fromarray(RAMP), "TIFF", compression="tiff_lzw"),
+    "little-endian PFM": lambda: b"Pf\n256 2\n-1.0\n" + RAMP.tobytes(),
+    "big-endian PFM": lambda: b"Pf\n256 2\n1.0\n" + RAMP.astype(">f4").tobytes(),
+    "Pillow": lambda: Image.fromarray(RAMP),
+    "Pillow from 64 bits": lambda: Image.fromarray(RAMP.astype(np.float64)),
+}
+
+
+@pytest.mark.parametrize("kind", FLOATS)
 def test_floats_from_0_to_1_are_scaled(kind: str) -> None:
-    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (2, 1))
-    data = saved(Image.fromarray(ramp), "TIFF") if kind == "TIFF" else None
-    picture = load_image(data if data is not None else Image.fromarray(ramp))
+    picture = load_image(FLOATS[kind]())  # type: ignore[arg-type]
     assert np.array_equal(np.asarray(picture)[0, :, 0], np.arange(256))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from divprune.runtime.errors import ImageError, VideoError
 from divprune.runtime.inputs.video import LazyFrames, load_video
+from tests.runtime.inputs.test_image_loading import EXIF_BLOCKS, chunk, jpeg_with_exif
 
 SIZE = (64, 48)
 
@@ -123,6 +125,17 @@ def test_frames_of_a_folder_are_upright(tmp_path: Path, name: str) -> None:
     assert {picture.size for picture in load_video(tmp_path).frames} == {SIZE[::-1]}
 
 
+@pytest.mark.parametrize("block", sorted(EXIF_BLOCKS))
+def test_damaged_metadata_of_a_frame_says_nothing_about_it(tmp_path: Path, block: str) -> None:
+    frames(1)[0].save(tmp_path / "0.png")
+    (tmp_path / "1.jpg").write_bytes(jpeg_with_exif(1, (0x4746, 6, 1, b"\xff\0\0\0"), size=SIZE))
+    plain = (tmp_path / "0.png").read_bytes()
+    exif = chunk(b"eXIf", EXIF_BLOCKS[block])
+    (tmp_path / "2.png").write_bytes(plain[:33] + exif + chunk(b"gAMA", b"") + plain[33:])
+    video = load_video(tmp_path)
+    assert [picture.size for picture in video.frames] == [SIZE] * 3
+
+
 def test_frames_of_different_sizes_are_refused_by_name(tmp_path: Path) -> None:
     frames(1)[0].save(tmp_path / "0.png")
     frames(1, (64, 50))[0].save(tmp_path / "1.png")
@@ -209,6 +222,26 @@ def test_without_pyav_the_error_says_how_to_get_it(
 def test_what_is_not_there_is_refused(source: Any) -> None:
     with pytest.raises(VideoError, match="a folder of frames"):
         load_video(source)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a\0.mp4", "a.mp4/b.mp4", "loop", "pipe", "/dev/null"]
+)
+def test_a_path_that_is_no_video_is_refused_in_few_words(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(VideoError, match=r"cannot be opened|is no file") as caught:
+        load_video(tmp_path / name)
+    assert len(str(caught.value)) < 600
+
+
+def test_what_is_no_file_is_no_frame_of_a_folder(tmp_path: Path) -> None:
+    frames(1)[0].save(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "0.png")
+    (tmp_path / "2.png").mkdir()
+    (tmp_path / "3.png").symlink_to("nowhere")
+    assert len(load_video(tmp_path).frames) == 1
 
 
 def test_equal_files_have_equal_fingerprints_and_changed_ones_have_not(tmp_path: Path) -> None:

@@ -204,8 +204,8 @@ def test_an_unknown_device_lists_the_known_ones(directory):
         load_backend(None, directory, device="tpu", threads=None)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_below_one_are_refused(directory, threads):
+@pytest.mark.parametrize("threads", [0, -1, 5000, 2**31, 2**63, 10**30])
+def test_threads_that_no_machine_has_are_refused(directory, threads):
     with pytest.raises(OptionError, match="--threads is no number"):
         load_backend(None, directory, device="cpu", threads=threads)
 

@@ -95,13 +95,19 @@ def test_a_log_in_a_folder_that_is_not_there_is_refused(tmp_path):
 # --- several processes, and files that are none
 
 
-def test_a_second_evaluation_of_the_folder_is_refused(path):
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("other", [{}, {"metric": "relaxed-match"}, {"engine": "f" * 64}])
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_second_evaluation_of_the_folder_is_refused(path, restart, other, through_a_link):
     pytest.importorskip("fcntl")
     content = path.read_bytes()
+    again = path
+    if through_a_link:
+        again = path.with_name("link.jsonl")
+        again.symlink_to(path)
     with SampleLog(path, HEADER) as log:
-        for restart in (False, True):
-            with pytest.raises(OptionError, match="another divprune-eval"):
-                SampleLog(path, HEADER, restart=restart)
+        with pytest.raises(OptionError, match="another divprune-eval"):
+            SampleLog(again, {**HEADER, **other}, restart=restart)
         assert path.read_bytes() == content
         log.append(ANSWER)
     with SampleLog(path, HEADER) as log:

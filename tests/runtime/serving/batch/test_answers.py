@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from divprune.runtime.errors import OptionError
+from divprune.runtime.errors import DatasetError, OptionError
 from divprune.runtime.serving.batch.answers import AnswerStore
 
 SETTINGS = {"engine": "abc", "keep": 0.1}
@@ -51,6 +51,18 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path: Path) -> None:
     opened.append([answer("c")])
     opened.close(complete=True)
     assert keys(tmp_path) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "line", ["junk", "[]", "null", '{"id": "c"}', '{"error": null}', "[" * 100_000]
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path: Path, line: str) -> None:
+    write(tmp_path, "ab", complete=False)
+    before = (tmp_path / "answers.jsonl").read_text() + line + "\n"
+    (tmp_path / "answers.jsonl").write_text(before)
+    with pytest.raises(DatasetError, match=r"answers\.jsonl, line 3 is no answer"):
+        store(tmp_path)
+    assert (tmp_path / "answers.jsonl").read_text() == before
 
 
 def test_text_of_any_kind_comes_back(tmp_path: Path) -> None:

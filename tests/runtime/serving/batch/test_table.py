@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from divprune.runtime.errors import DatasetError
+from divprune.runtime.errors import DatasetError, ImageError
+from divprune.runtime.inputs.image_loading import load_image
 from divprune.runtime.serving.batch.table import Columns, Table, open_table
 
 PROMPT = "What is this?"
@@ -75,6 +78,81 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
 def test_row_that_cannot_be_asked_says_why(tmp_path: Path, record: Any, problem: str) -> None:
     (row,) = table(lines(tmp_path / "a.jsonl", record)).rows()
     assert row.problem == problem
+
+
+@pytest.mark.parametrize(
+    "prompt", ["<image>\nWhy?", "<image> Why?", "Why?\n<image>", " <image>Why? ", "Why?"]
+)
+def test_a_prompt_may_be_spelled_as_for_llava(tmp_path: Path, prompt: str) -> None:
+    (row,) = table(lines(tmp_path / "a.jsonl", {"image": "a.png", "prompt": prompt})).rows()
+    assert row.prompt == "Why?"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "http://example.org/a.png",
+        "HTTPS://example.org/a.png",
+        "file:///a/b.png",
+        "data:image/png;base64,AAAA",
+        "DATA:,AAAA",
+    ],
+)
+def test_a_url_is_no_path_beside_the_file(tmp_path: Path, image: str) -> None:
+    (row,) = table(lines(tmp_path / "a.jsonl", {"id": 1, "image": image})).rows()
+    assert row.images == (image,)
+
+
+@pytest.mark.parametrize("image", ["a\0.png", "x" * 5000, "loop/a.png", "-", "../a.png", "."])
+def test_a_path_that_leads_nowhere_is_left_to_its_row(tmp_path: Path, image: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (row,) = table(lines(tmp_path / "a.jsonl", {"id": 1, "image": image})).rows()
+    assert row.problem is None
+    with pytest.raises(ImageError):
+        load_image(row.images[0])
+
+
+@pytest.mark.parametrize("key", ["null", "NaN", "[1]", '{"a": 1}', "Infinity"])
+def test_what_tells_no_rows_apart_is_no_key(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"id": {key}, "image": "a.png"}}\n')
+    if key == "Infinity":
+        assert table(path).checked_keys() == ["inf"]
+    else:
+        assert "line 1 has no key" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "\\ud800", "image": "a.png"}',
+        '{"id": 1, "image": "\\ud800.png"}',
+        '{"id": 1, "image": "a.png", "prompt": "\\udfff"}',
+        '{"id": 1, "image": "a.png", "more": ' + "[" * 10_000 + "]" * 10_000 + "}",
+        '{"id": 1' + "0" * 40 + ', "image": "a.png"}',
+        '{"id": 1' + "0" * 5000 + ', "image": "a.png"}',
+        '{"id": 1, "image": "a.png"',
+    ],
+)
+def test_a_line_that_nothing_can_use_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 0, "image": "a.png"}\n' + line + "\n")
+    assert "line 2: this is not JSON that can be read" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_pipe_is_no_input(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert "no file" in refused(tmp_path / name)
+
+
+def test_names_of_pictures_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path)
+    for name in (b"\xff.png", b"a\x1b[31m.png"):
+        Path(os.fsdecode(folder + b"/" + name)).write_bytes(b"x")
+    read = table(tmp_path)
+    assert sorted(read.checked_keys()) == ["\\udcff.png", "a\\x1b[31m.png"]
+    assert all(Path(str(row.images[0])).is_file() for row in read.rows())
 
 
 def test_broken_input_is_refused_with_its_place(tmp_path: Path) -> None:
@@ -181,3 +259,29 @@ def test_parquet_whose_pages_are_damaged_is_refused(parquet_file: Path) -> None:
     with pytest.raises(DatasetError, match=r"a\.parquet cannot be read as Parquet"):
         list(table(parquet_file).rows())
     assert "cannot be read as Parquet" in refused(parquet_file)
+
+
+@pytest.mark.parametrize("kind", ["float64", "timestamp", "far away"])
+def test_keys_of_parquet_that_python_cannot_hold_are_refused(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    keys = {
+        "float64": pyarrow.array([1.0, float("nan")]),
+        "timestamp": pyarrow.array([1, 2], pyarrow.timestamp("ns")),
+        "far away": pyarrow.array([10**18, 2], pyarrow.timestamp("us")),
+    }[kind]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"id": keys, "image": ["a.png", "b.png"]}), path)
+    if kind == "timestamp" and importlib.util.find_spec("pandas"):
+        assert len(table(path).checked_keys()) == 2
+    else:
+        assert "no key" in (message := refused(path)) or "cannot be read as Parquet" in message
+
+
+def test_a_folder_that_is_named_like_a_table_is_looked_into(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "rows.parquet"
+    folder.mkdir()
+    parquet.write_table(pyarrow.table({"id": ["a"], "image": ["x"]}), folder / "0.parquet")
+    assert table(tmp_path).checked_keys() == table(folder).checked_keys() == ["a"]

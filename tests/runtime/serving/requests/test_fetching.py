@@ -157,8 +157,14 @@ def test_name_is_looked_up_once_so_that_it_cannot_change_its_answer(listener: Li
     assert fetch(f"http://rebinding.example:{listener.port}/") == PICTURE
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://example.org/", "gopher://x/"])
-def test_redirect_to_another_scheme_is_refused(listener: Listener, location: str) -> None:
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("file:///etc/passwd", "ftp://example.org/", "gopher://x/"),
+        *("http://[::1", "http://a:b/", "http://", "", "//", "\xff\xfe", "http://a\x00/"),
+    ],
+)
+def test_redirect_that_leads_to_no_picture_is_refused(listener: Listener, location: str) -> None:
     listener.answer = lambda _: (301, {"Location": location}, b"")
     assert refused(fetcher(), f"http://a:{listener.port}/").status == 400
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,23 @@ from PIL import Image
 from divprune.runtime.serving.errors import ApiError
 from divprune.runtime.serving.options import ServerOptions
 from divprune.runtime.serving.requests.media import decode_messages, read_media
+from tests.runtime.inputs.test_image_loading import (
+    FLOATS,
+    drawing_in_every_encoding,
+    jpeg_with_exif,
+)
+from tests.runtime.inputs.test_picture_blocks import CHUNKS
 
 OPTIONS = ServerOptions("model")
+
+
+def files(pictures: Mapping[str, object]) -> dict[str, bytes]:
+    """Those of the pictures that a client can send."""
+    return {name: data for name, data in pictures.items() if isinstance(data, bytes)}
+
+
+DRAWINGS = files(drawing_in_every_encoding())
+RAMPS = files({name: make() for name, make in FLOATS.items()})
 
 
 def png(size: tuple[int, int] = (4, 3), colour: str = "red") -> bytes:
@@ -67,6 +84,7 @@ def test_pictures_are_decoded_where_they_stand_and_text_stays() -> None:
         lambda url: url.replace("image/png", ""),
         lambda url: url.replace("data:image", "DATA:IMAGE").replace("base64", "BASE64"),
         lambda url: url.rstrip("="),
+        lambda url: url.replace("+", "-").replace("/", "_").replace("image_", "image/"),
         lambda url: url[:60] + "\n" + url[60:],
         lambda url: url.replace("+", "%2B").replace("/", "%2F").replace("image%2F", "image/"),
         lambda url: url.replace(";base64", ";charset=utf-8;base64"),
@@ -93,6 +111,43 @@ def test_data_url_without_a_picture_is_refused_at_its_place(url: str) -> None:
     error = refused(user({"type": "text", "text": "x"}, image(url)))
     assert error.param == "messages[0].content[1].image_url"
     assert error.code == "invalid_image"
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_transparent_drawing_of_a_request_is_put_on_white(name: str) -> None:
+    data = DRAWINGS[name]
+    message, *_ = decode_messages(*read_media(user(image(data_url(data))), OPTIONS))
+    picture = message["content"][0]["image"]
+    assert (picture.mode, picture.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+    assert picture.getpixel((10, 10)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("block", sorted(CHUNKS))
+def test_damaged_metadata_of_a_picture_in_a_request_is_passed_over(block: str) -> None:
+    data = png()[:33] + CHUNKS[block] + png()[33:]
+    message, *_ = decode_messages(*read_media(user(image(data_url(data))), OPTIONS))
+    assert message["content"][0]["image"].getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_picture_of_a_request_comes_upright(orientation: int) -> None:
+    url = data_url(jpeg_with_exif(orientation, (0x4746, 6, 1, b"\xff\0\0\0")))
+    message, *_ = decode_messages(*read_media(user(image(url)), OPTIONS))
+    assert message["content"][0]["image"].size == ((4, 8) if orientation > 4 else (8, 4))
+
+
+@pytest.mark.parametrize("kind", RAMPS)
+def test_floats_of_a_request_are_scaled(kind: str) -> None:
+    data = RAMPS[kind]
+    message, *_ = decode_messages(*read_media(user(image(data_url(data))), OPTIONS))
+    assert message["content"][0]["image"].getextrema() == ((0, 255),) * 3
+
+
+def test_a_heic_picture_of_a_request_is_refused_by_its_format() -> None:
+    if ".heic" in Image.EXTENSION or importlib.util.find_spec("pillow_heif"):
+        pytest.skip("pillow-heif is installed")
+    heic = b"\0\0\0\x18ftypheic" + bytes(64)
+    assert "HEIC" in refused(user(image(data_url(heic)))).message
 
 
 def test_video_passes_as_bytes() -> None:
