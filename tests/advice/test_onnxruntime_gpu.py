@@ -37,8 +37,8 @@ def test_the_package_for_cuda_or_the_cpu_runs(target_dir, run_words, monkeypatch
     words = run_words(target_dir("onnxruntime", "fp16"), "--device", "cuda")
     refusal = attempt(words)
     assert_gave(refusal, GPU["an onnxruntime without CUDA"])
-    _, _, install = refusal.fix.partition(" && ")
-    assert "onnxruntime-gpu" in brought_by(install)
+    _, _, command = refusal.fix.partition(" && ")
+    assert "onnxruntime-gpu" in brought_by(command)
     both_ways(words, refusal, monkeypatch)
 
 
