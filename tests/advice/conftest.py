@@ -84,11 +84,21 @@ def engine(target_dir: Callable[..., Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(target_dir("tensorrt", "fp32"), tmp_path / "engine"))
 
 
+@pytest.fixture(scope="session")
+def _engines(target_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with engines, built once."""
+    path = tmp_path_factory.mktemp("built") / "engine"
+    shutil.copytree(target_dir("tensorrt", "fp32"), path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Machine(monkeypatch)
+        assert attempt(build(path)).code == 0
+    return path
+
+
 @pytest.fixture
-def built(machine: Machine, engine: Path) -> Path:
-    """The same with engines."""
-    assert attempt(build(engine)).code == 0
-    return engine
+def built(_engines: Path, machine: Machine, tmp_path: Path) -> Path:
+    """A copy of that on a made-up Orin."""
+    return Path(shutil.copytree(_engines, tmp_path / "engine"))
 
 
 @pytest.fixture

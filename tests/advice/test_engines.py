@@ -54,11 +54,10 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def least_memory(target_dir: Callable[..., Path], tmp_path_factory: Any) -> tuple[int, int]:
+def least_memory(_engines: Path, tmp_path_factory: Any) -> tuple[int, int]:
     """Bytes of the device that a run takes, and those that it has taken before the first engine."""
-    path = tmp_path_factory.mktemp("memory") / "engine"
-    shutil.copytree(target_dir("tensorrt", "fp32"), path)
-    picture(0).save(path.with_name("picture.png"))
+    file = tmp_path_factory.mktemp("memory") / "picture.png"
+    picture(0).save(file)
     with pytest.MonkeyPatch.context() as monkeypatch:
         machine, before = Machine(monkeypatch, takes_memory=True), list[int]()
         load = machine.library.Runtime
@@ -68,20 +67,18 @@ def least_memory(target_dir: Callable[..., Path], tmp_path_factory: Any) -> tupl
             return load(logger)
 
         monkeypatch.setattr(machine.library, "Runtime", note)
-        assert attempt(build(path)).code == 0
-        words = ["divprune-run", str(path), str(path.with_name("picture.png")), "-q"]
+        words = ["divprune-run", str(_engines), str(file), "-q"]
         assert attempt([*words, "--residency", "sequential", "--max-new-tokens", "2"]).code == 0
         return machine.cuda.peak, before[0]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_less_memory_leads_there(
-    engine, run_words, least_memory, target_dir, tmp_path, monkeypatch, way
+    built, run_words, least_memory, target_dir, tmp_path, monkeypatch, way
 ):
     machine = Machine(monkeypatch, takes_memory=True)
     machine.cuda.memory_bytes = least_memory[0] - 1
-    assert attempt(build(engine)).code == 0
-    refusal = attempt(run_words(engine))
+    refusal = attempt(run_words(built))
     assert_gave(refusal, ENGINES["no memory left"])
     assert way in refusal.fix
     exporting, building = WAYS[way]
@@ -92,16 +89,15 @@ def test_every_way_to_less_memory_leads_there(
 
 
 def test_an_engine_without_memory_is_not_built_again_but_given_some(
-    engine, run_words, least_memory, monkeypatch
+    built, run_words, least_memory, monkeypatch
 ):
     machine = Machine(monkeypatch, takes_memory=True)
     machine.cuda.memory_bytes = least_memory[1] + 1
-    assert attempt(build(engine)).code == 0
-    refusal = attempt(run_words(engine))
+    refusal = attempt(run_words(built))
     assert_gave(refusal, ENGINES["no memory left"])
     assert "Cuda Runtime (out of memory)" in refusal.message
     machine.cuda.memory_bytes = least_memory[0]
-    assert attempt(run_words(engine)).code == 0
+    assert attempt(run_words(built)).code == 0
 
 
 def test_fewer_tokens_and_a_longer_cache_have_room(machine, built, target_dir, tmp_path):

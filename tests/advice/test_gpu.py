@@ -181,7 +181,7 @@ def test_kernels_that_are_missing_are_compiled(sources, driver):
     "options",
     ["", "--source 'an installation/kernels.cu'", "--output other.ptx"],
 )
-def test_what_was_changed_is_compiled_again(sources, tmp_path, monkeypatch, capsys, options):
+def test_what_was_changed_is_compiled_again(sources, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     check = [*shlex.split(options), "--check"]
     with pytest.MonkeyPatch.context() as patch:
