@@ -73,8 +73,10 @@ def _compile(source: Path, output: Path, architecture: str, *, check: bool) -> N
         _replace(output, ptx)
         _logger.info("wrote %s", output)
     elif not output.exists() or output.read_text(encoding="ascii") != ptx:
-        shipped = output in [each.ptx for each in SHIPPED]
+        shipped = (source, output) in [(each.source, each.ptx) for each in SHIPPED]
         options = [] if shipped else ["--source", str(source)]
+        if not shipped and output != source.with_suffix(".ptx"):
+            options += ["--output", str(output)]
         raise BackendError(
             f"{output} is not what {source.name} compiles to",
             fix=shlex.join(["python", "-m", "divprune.plugins.compile_ptx", *options]),

@@ -39,8 +39,15 @@ class Driver:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(code, ctypes.byref(text))
             found = (text.value or b"unknown error").decode()
-            fix = "update the NVIDIA driver" if code == _UNSUPPORTED_PTX_VERSION else None
-            raise BackendError(f"{function} failed", found=f"{found} ({code})", fix=fix)
+            found = f"{found} ({code})"
+            if code == _UNSUPPORTED_PTX_VERSION:
+                raise BackendError(
+                    f"{function} failed: the NVIDIA driver is too old for our kernels",
+                    expected="a driver for CUDA 12.5 or newer; nvidia-smi says which it is for",
+                    found=found,
+                    fix="update the NVIDIA driver, on a Jetson with JetPack 6.1 or later",
+                )
+            raise BackendError(f"{function} failed", found=found)
 
     def current_context(self) -> int | None:
         """The handle of the calling thread's CUDA context."""

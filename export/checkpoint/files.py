@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune.runtime.directory import bounded_json
+from divprune.runtime.directory.path_text import is_there
 from divprune.runtime.errors import CheckpointError
 
 __all__ = ["read_json_if_there", "read_json_object", "weight_files"]
@@ -41,16 +42,17 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map", fix="download the checkpoint again")
     names = sorted({str(name) for name in weight_map.values()})
+    found = [name for name in names if is_there(file := index.parent / name) and file.is_file()]
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(
                 f"{index} names a shard outside its directory", expected="file names", found=name
             )
-        if not (index.parent / name).is_file():
+        if name not in found:
             raise CheckpointError(
                 f"the shard {index.parent / name} is missing",
                 expected=f"{len(names)} shards, as {index.name} lists them",
-                found=f"{sum((index.parent / name).is_file() for name in names)} of them",
+                found=f"{len(found)} of them",
                 fix="download the checkpoint again",
             )
     return tuple(index.parent / name for name in names)

@@ -23,7 +23,7 @@ from divprune.export.checkpoint.hub import (
     snapshot,
 )
 from divprune.export.checkpoint.original_layout import join_original
-from divprune.runtime.directory.path_text import check_utf8
+from divprune.runtime.directory.path_text import check_utf8, expand_user, is_there
 from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.families._original_llava import is_original, tower_folder, tower_name
 
@@ -81,19 +81,19 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
         model,
         name,
     )
-    find_tower = partial(_find_tower, name, Path(model).expanduser())
+    find_tower = partial(_find_tower, name, expand_user(model))
     joined = join_original(source.path, content, find_tower)
     return replace(source, path=Path(joined.name), joined=(*source.joined, joined))
 
 
 def _find(model: str, revision: str | None) -> ModelSource:
     """The checkpoint in its own layout."""
-    path = Path(model).expanduser()
+    path = expand_user(model)
     if model in list_presets():
         hub_id = load_preset(model).hub_id
         refuse_ambiguous(model, f"--model ./{model}", f"--model {hub_id}")
         return _from_hub(hub_id, revision)
-    if model and path.exists():
+    if model and is_there(path):
         return _from_directory(path, _as_path(model), revision)
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
         return _from_hub(model, revision)
@@ -208,8 +208,8 @@ def _with_base(
 ) -> ModelSource:
     """An adapter on the model that it names; the name may be a directory of another machine."""
     logger.info("%s is an adapter of %s", model_id, base)
-    folder = Path(base).expanduser()
-    if folder.is_dir() and base_of_adapter(folder) is not None:
+    folder = expand_user(base)
+    if is_there(folder) and base_of_adapter(folder) is not None:
         raise CheckpointError(
             f"{adapter} is an adapter of another adapter",
             expected="a model with weights of its own in base_model_name_or_path",

@@ -7,7 +7,6 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.cli.main_guard import ToolParser, add_common_options, run_tool
@@ -37,7 +36,7 @@ _HELP = """\
 /reset        forget the conversation
 /help         this list
 /quit         leave (Ctrl-D does, too); Ctrl-C stops an answer"""
-_HISTORY = Path("~/.divprune_history")
+_HISTORY = "~/.divprune_history"
 _HISTORY_LINES = 1000
 
 
@@ -111,7 +110,9 @@ def _line_editing() -> Any:
     except ImportError:  # Windows
         yield
         return
-    history = _HISTORY.expanduser()
+    from divprune.runtime.directory.path_text import expand_user
+
+    history = expand_user(_HISTORY)
     with contextlib.suppress(OSError):
         readline.read_history_file(history)
     readline.set_history_length(_HISTORY_LINES)

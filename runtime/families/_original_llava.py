@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from divprune.runtime.directory.path_text import expand_user, is_there
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.families._model_config import TOWER_DEFAULTS, read_count
 
@@ -70,13 +71,8 @@ def tower_name(content: Mapping[str, Any]) -> str:
 
 def tower_folder(name: str, checkpoint: Path) -> Path | None:
     """The directory that a tower's name means, also one beside the checkpoint; None without."""
-    for folder in (Path(name).expanduser(), checkpoint / name):
-        try:
-            if (folder / "config.json").is_file():
-                return folder
-        except OSError:  # such as a part that is too long for a name
-            continue
-    return None
+    folders = (expand_user(name), checkpoint / name)
+    return next((each for each in folders if is_there(each / "config.json")), None)
 
 
 def translate(

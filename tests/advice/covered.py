@@ -14,7 +14,9 @@ __all__ += [
     "CLUSTER",
     "COMMANDS",
     "DIRECTORIES",
+    "ENGINES",
     "EXPORTS",
+    "GPU",
     "HUB",
     "MEDIA",
     "ORIGINAL",
@@ -299,19 +301,57 @@ HUB: Mapping[str, str] = {
     "a plan of what is not in the cache": "runtime/reports/plan/source.py::_cached_config::('HF_HUB_OFFLINE=0 ' if switched_off else '') + f'hf download {hub_id} config.json'",
 }
 
-FOLLOWED = (
-    COMMANDS,
-    WORDS,
-    CHECKPOINTS,
-    DIRECTORIES,
-    EXPORTS,
-    MEDIA,
-    ORIGINAL,
-    PACKAGES,
-    REPORTS,
-    SERVING,
-)
-FOLLOWED += (CLUSTER, HUB)
+ENGINES: Mapping[str, str] = {
+    # Case of test_engines.py or test_builds.py: the advice about engines, their library and what builds them.
+    "threads": "runtime/backends/tensorrt/backend.py::_find_engines::'leave it out'",
+    "no GPU to run on": "runtime/backends/tensorrt/backend.py::_find_engines::'run on the device, or export for the CPU: ' + export_command(directory.manifest, target='onnxruntime')",
+    "no memory left": "runtime/backends/cuda/cuda.py::out_of_memory::'close other programs, export with a smaller --max-seq-len (with --no-baseline it may be smaller) or with --quant int4, or run divprune-build with --weight-streaming'",
+    "an engine that is not taken": "runtime/backends/tensorrt/engine.py::Engine._refusal::f'{session.build_command} --force'",
+    "an engine of another graph": "runtime/backends/tensorrt/engine.py::Engine.__init__::f'{session.build_command} --force'",
+    "engines that do not fit": "runtime/backends/tensorrt/engine_record.py::Problem.error::fix",
+    "a cache that is full": "runtime/backends/tensorrt/decoder_part.py::DecoderPart.require_room::'ask for fewer tokens, or export with a larger --max-seq-len'",
+    "a disk that is full": "runtime/backends/tensorrt/lane_folder.py::check_free_space::'free some space, or move the engine directory to another disk'",
+    "a directory of somebody else": "runtime/backends/tensorrt/lane_folder.py::stage_lane::'copy the engine directory to a place of your own'",
+    "a file called engines": "runtime/backends/tensorrt/lane_folder.py::stage_lane::f'give it another name: mv {shlex.quote(str(lane.parent))} NAME'",
+    "no memory to build in": "runtime/backends/tensorrt/build/build_engine.py::_build_error::f'{smaller}close other programs (on a Jetson the desktop: sudo systemctl isolate multi-user.target), add swap, or export with a smaller --max-seq-len'",
+    "too little workspace": "runtime/backends/tensorrt/build/build_engine.py::_build_error::f'--workspace {max(256, 2 * limit)}, or if that does not help: ' + _other_graph(library, manifest, task.graph)",
+    "a graph that is not built": "runtime/backends/tensorrt/build/build_engine.py::_build_error::_other_graph(library, manifest, task.graph)",
+    "a graph that is not parsed": "runtime/backends/tensorrt/build/build_engine.py::build_engine::_other_graph(library, directory.manifest, task.graph)",
+    "a graph with another input": "runtime/backends/tensorrt/build/parse.py::_check_names::'export the model again with divprune-export'",
+    "graphs that nobody knows": "runtime/backends/tensorrt/build/build_plan.py::_require_known_graphs::'export with another --selector, or ' + export_command(manifest, target='onnxruntime')",
+    "a size without a range": "runtime/backends/tensorrt/profiles.py::varying_dims::'export the model again with divprune-export'",
+    "a directory of another runtime": "runtime/backends/tensorrt/library.py::require_tensorrt::f\"{export_command(manifest, target='tensorrt')}; divprune-run needs no build for this one\"",
+    "no library": "runtime/backends/tensorrt/library.py::require_tensorrt::install_command(name)",
+    "a dialect of another runtime": "runtime/backends/tensorrt/library.py::_require_version::export_command(manifest)",
+    "an old library": "runtime/backends/tensorrt/library.py::_require_version::f\"{export_command(manifest, target='jetpack6')}, which TensorRT 10.3 takes\" if older else install_command(library.name)",
+    "no GPU to build on": "runtime/backends/tensorrt/surroundings.py::_no_gpu::'copy the directory to the device and run divprune-build there'",
+    "no GPU to build for": "runtime/backends/tensorrt/surroundings.py::_no_gpu::'name it: --target-cc 89 (GeForce RTX 40), 86 (RTX 30), 120 (RTX 50)'",
+    "a GPU that is not known": "runtime/backends/tensorrt/surroundings.py::_require_known::'export with --target tensorrt for other GPUs, or with --target jetpack6 for JetPack 6'",
+    "a GPU elsewhere": "runtime/backends/tensorrt/surroundings.py::target_capabilities::'build on the device itself; --target tensorrt-rtx can be built ahead of time'",
+}
+
+GPU: Mapping[str, str] = {
+    # Case of test_gpu.py: the advice about kernels, CUDA and onnxruntime-gpu.
+    "a GPU without clusters": "plugins/many_blocks.py::open_module::f'{VARIABLE}=grid'",
+    "an old driver": "plugins/driver.py::Driver.call::'update the NVIDIA driver, on a Jetson with JetPack 6.1 or later'",
+    "no driver": "plugins/driver.py::_load_library::'run on a machine with an NVIDIA GPU and its driver'",
+    "more tokens than the kernel holds": "plugins/node.py::plan_launch::'build from vision/model.onnx, which selects with an ONNX Loop'",
+    "a kernel that is missing": "plugins/ptx.py::read_ptx::'install divprune-edge anew, or run python -m divprune.plugins.compile_ptx'",
+    "the reductions that are missing": "runtime/backends/cuda/kernels.py::_read_ptx::f'install divprune-edge anew, or run python -m divprune.plugins.compile_ptx --source {shlex.quote(str(SOURCE_FILE))}'",
+    "a kernel that was changed": "plugins/compile_ptx.py::_compile::shlex.join(['python', '-m', 'divprune.plugins.compile_ptx', *options])",
+    "no compiler": "plugins/nvrtc.py::_find_library::_INSTALL",
+    "another compiler": "plugins/nvrtc.py::Nvrtc.__init__::_INSTALL",
+    "no cuda-python": "runtime/backends/cuda/cuda.py::open_cuda::_INSTALL",
+    "a newer cuda-python": "runtime/backends/cuda/cuda.py::Cuda._error::_INSTALL",
+    "cuda-python without a driver": "runtime/backends/cuda/cuda.py::open_cuda::'run on a machine with an NVIDIA GPU and its driver'",
+    "an onnxruntime without CUDA": "runtime/backends/onnxruntime/session.py::_require_provider::f'pip uninstall -y onnxruntime onnxruntime-gpu && {install}, or ask for --device cpu'",
+    "an onnxruntime-gpu without its libraries": "runtime/backends/onnxruntime/session.py::_check_started_on::f'pip install \"divprune-edge[{_EXTRAS[device]}]\", which brings the CUDA and cuDNN of onnxruntime-gpu, update the NVIDIA driver, or ask for --device cpu'",
+    "a precision without kernels": "runtime/backends/onnxruntime/session.py::require_precision::f'{export_command(mended, output)}, or ask for --device cpu'",
+    "a dialect of another device": "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
+}
+
+FOLLOWED = (COMMANDS, WORDS, CHECKPOINTS, DIRECTORIES, EXPORTS, MEDIA, ORIGINAL, PACKAGES, REPORTS)
+FOLLOWED += (SERVING, CLUSTER, HUB, ENGINES, GPU)
 
 ELSEWHERE: Mapping[str, str] = {
     # Advice: the test that follows it.
@@ -332,48 +372,6 @@ ELSEWHERE: Mapping[str, str] = {
 
 # What cannot be done where tests run, by what it takes.
 NOT_HERE: Mapping[str, tuple[str, ...]] = {
-    "a GPU, its driver, TensorRT or another machine": (
-        "plugins/compile_ptx.py::_compile::shlex.join(['python', '-m', 'divprune.plugins.compile_ptx', *options])",
-        "plugins/many_blocks.py::open_module::f'{VARIABLE}=grid'",
-        "plugins/driver.py::Driver.call::fix",
-        "plugins/driver.py::_load_library::'run on a machine with an NVIDIA GPU and its driver'",
-        "plugins/node.py::plan_launch::'build from vision/model.onnx, which selects with an ONNX Loop'",
-        "plugins/nvrtc.py::Nvrtc.__init__::_INSTALL",
-        "plugins/nvrtc.py::_find_library::_INSTALL",
-        "plugins/ptx.py::read_ptx::'install divprune-edge anew, or run python -m divprune.plugins.compile_ptx'",
-        "runtime/backends/cuda/cuda.py::Cuda._error::'close other programs, export with a smaller --max-seq-len, with int4 weights or with --no-baseline, or build with --weight-streaming'",
-        'runtime/backends/cuda/cuda.py::open_cuda::\'pip install "cuda-python>=12.6.2,<12.7" (JetPack 6), "cuda-python>=12.6.2,<13" (CUDA 12) or "cuda-python>=13"\'',
-        "runtime/backends/cuda/kernels.py::_read_ptx::f'install divprune-edge anew, or run python -m divprune.plugins.compile_ptx --source {SOURCE_FILE}'",
-        "runtime/backends/onnxruntime/session.py::_check_started_on::'install the CUDA and cuDNN versions that this onnxruntime-gpu was built for, or ask for --device cpu'",
-        "runtime/backends/onnxruntime/session.py::_require_provider::f'pip uninstall -y onnxruntime && {install}, or ask for --device cpu'",
-        "runtime/backends/onnxruntime/session.py::require_precision::f'{export_command(mended, output)}, or ask for --device cpu'",
-        "runtime/backends/tensorrt/backend.py::_find_engines::'leave it out'",
-        "runtime/backends/tensorrt/backend.py::_find_engines::'run on the device, or export with --target onnxruntime for the CPU'",
-        "runtime/backends/tensorrt/build/build_engine.py::_build_error::'run divprune-build again with --verbose; export again with the --target of this library'",
-        "runtime/backends/tensorrt/build/build_engine.py::_build_error::f'--workspace {max(64, limit // 2)}, close other programs (on a Jetson the desktop: sudo systemctl isolate multi-user.target), add swap, or export with a smaller --max-seq-len'",
-        "runtime/backends/tensorrt/build/build_plan.py::_require_known_graphs::'export with another --selector, or with --target onnxruntime'",
-        "runtime/backends/tensorrt/build/parse.py::_check_names::'export the model again with divprune-export'",
-        "runtime/backends/tensorrt/build/parse.py::parse_graph::'export again with the --target of this library, or use a newer one'",
-        "runtime/backends/tensorrt/decoder_part.py::DecoderPart.require_room::'ask for fewer tokens, or export with a larger --max-seq-len'",
-        "runtime/backends/tensorrt/engine.py::Engine.__init__::f'{session.build_command} --force'",
-        "runtime/backends/tensorrt/engine.py::Engine._deserialize::f'{session.build_command} --force'",
-        "runtime/backends/tensorrt/engine.py::Engine._make_context::f'{session.build_command} --force'",
-        "runtime/backends/tensorrt/engine.py::Engine.output_shape::f'{session.build_command} --force'",
-        "runtime/backends/tensorrt/engine.py::Engine.run::f'{session.build_command} --force'",
-        "runtime/backends/tensorrt/engine_record.py::Problem.error::fix",
-        "runtime/backends/tensorrt/lane_folder.py::check_free_space::'free some space, or move the engine directory to another disk'",
-        "runtime/backends/tensorrt/lane_folder.py::stage_lane::'copy the engine directory to a place of your own'",
-        "runtime/backends/tensorrt/library.py::_require_version::export_command(manifest)",
-        "runtime/backends/tensorrt/library.py::_require_version::f\"{export_command(manifest, target='jetpack6')}, which TensorRT 10.3 takes\" if older else install_command(library.name)",
-        "runtime/backends/tensorrt/library.py::require_tensorrt::f\"{export_command(manifest, target='tensorrt')}; divprune-run needs no build for this one\"",
-        "runtime/backends/tensorrt/library.py::require_tensorrt::install_command(name)",
-        "runtime/backends/tensorrt/profiles.py::varying_dims::'export the model again with divprune-export'",
-        "runtime/backends/tensorrt/surroundings.py::_no_gpu::'copy the directory to the device and run divprune-build there'",
-        "runtime/backends/tensorrt/surroundings.py::_no_gpu::'name it: --target-cc 89 (GeForce RTX 40), 86 (RTX 30), 120 (RTX 50)'",
-        "runtime/backends/tensorrt/surroundings.py::_require_known::'export with --target tensorrt for other GPUs (jetpack6 for JetPack 6)'",
-        "runtime/backends/tensorrt/surroundings.py::target_capabilities::'build on the device itself; --target tensorrt-rtx can be built ahead of time'",
-        "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
-    ),
     "the network: a model hub, or the package of somebody else": (
         "export/families/__init__.py::family_class::_conversion(found)",
         "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",

@@ -22,6 +22,7 @@ __all__ = [
     "Refusal",
     "assert_gave",
     "attempt",
+    "build",
     "follow",
     "recorded",
     "refused",
@@ -70,6 +71,11 @@ def attempt(words: list[str], stdin: bytes | None = b"", *, whole: bool = True) 
         except SystemExit as leaving:
             code = int(leaving.code or 0)
     return Refusal(code, said.getvalue(), _advice_in(said.getvalue()), tuple(keys))
+
+
+def build(path: Path, *options: str) -> list[str]:
+    """The words that build the engines of a directory."""
+    return ["divprune-build", str(path), "-q", *options]
 
 
 def assert_gave(refusal: Refusal, key: str) -> None:

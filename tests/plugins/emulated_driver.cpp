@@ -12,11 +12,13 @@
 
 namespace {
 
-enum { kSuccess = 0, kInvalidValue = 1, kInvalidImage = 200, kNotFound = 500, kLaunchFailed = 719 };
+enum { kSuccess = 0, kInvalidValue = 1, kInvalidImage = 200, kUnsupportedPtx = 222 };
+enum { kNotFound = 500, kLaunchFailed = 719 };
 enum { kClusterSize = 4, kMajor = 75, kMinor = 76 };
 std::uint64_t schedule = 0;
 std::map<std::string, int> launches;
 int capability = 90, context;
+double newest_ptx = 8.5;
 
 using Body = std::function<void()>;
 using Binder = Body (*)(void** arguments);
@@ -78,6 +80,8 @@ void emulator_set_schedule(std::uint64_t number) { schedule = number; }
 void emulator_set_lack(int number) { lacks = number; }
 #endif
 
+void emulator_set_newest_ptx(double version) { newest_ptx = version; }
+
 void emulator_set_capability(int number) { capability = number; }
 
 int emulator_launches(const char* name) { return launches[name]; }
@@ -119,7 +123,9 @@ int cuCtxGetCurrent(void** handle) {
 int cuModuleLoadData(void** handle, const void* image) {
     auto* text = new std::string(static_cast<const char*>(image));  // for the life of the process
     *handle = text;
-    return text->find(".version 8.5") == std::string::npos ? kInvalidImage : kSuccess;
+    const auto place = text->find(".version ");
+    if (place == std::string::npos) return kInvalidImage;
+    return std::atof(text->c_str() + place + 9) > newest_ptx ? kUnsupportedPtx : kSuccess;
 }
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {

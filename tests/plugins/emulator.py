@@ -60,6 +60,14 @@ class EmulatedDriver(Driver):
         """Choose the order in which warps and lanes run, from the next launch on."""
         self._emulated.emulator_set_schedule(ctypes.c_uint64(number))
 
+    def set_capability(self, number: int) -> None:
+        """Choose the compute capability, such as 90."""
+        self._emulated.emulator_set_capability(number)
+
+    def set_newest_ptx(self, version: float) -> None:
+        """Choose the newest version of PTX that it takes, such as 8.5."""
+        self._emulated.emulator_set_newest_ptx(ctypes.c_double(version))
+
 
 class EmulatedManyDriver(EmulatedDriver):
     """The same with the kernels for many tokens instead.
@@ -84,10 +92,6 @@ class EmulatedManyDriver(EmulatedDriver):
     def lack(self, number: int) -> None:
         """Do without one of the parts; -1 has all."""
         self._emulated.emulator_set_lack(number)
-
-    def set_capability(self, number: int) -> None:
-        """Choose the compute capability, such as 90."""
-        self._emulated.emulator_set_capability(number)
 
     def num_launches(self, entry: str) -> int:
         """How often an entry has been launched."""

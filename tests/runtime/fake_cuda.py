@@ -48,6 +48,7 @@ class FakeCuda:
         self.calls: list[str] = []
         self.capture_fails = self.instantiate_fails = False
         self.integrated = 0
+        self.peak = 0  # the most bytes that were allocated at once
         self.graphs = 0  # recorded, whether they can be launched or not, and not destroyed
         self._blocks: dict[int, Any] = {}
         self._sizes: dict[int, int] = {}
@@ -84,6 +85,7 @@ class FakeCuda:
             return 2, None
         address = self._allocate(size)
         self._sizes[address] = size
+        self.peak = max(self.peak, self.allocated)
         return 0, address
 
     def cudaFree(self, address: int) -> tuple[int]:

@@ -29,7 +29,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **script: Any) -> None:
         self.cuda = FakeCuda()
         self.library = FakeTensorRT(Script(**script))
-        self.library.enqueue = self.cuda.enqueue
+        self.library.cuda, self.library.enqueue = self.cuda, self.cuda.enqueue
         monkeypatch.setitem(sys.modules, "tensorrt", self.library)
         for module in (build_plan, tensorrt):
             monkeypatch.setattr(module, "find_cuda_device", lambda: ORIN)

@@ -14,6 +14,7 @@ import enum
 import json
 import os
 import signal
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,12 @@ class Script:
         inputs: Names that the parser claims to have read; None for those of the manifest.
         messages: (severity, text) that the builder logs.
         build: ``ok``, ``none`` (the builder returns None), or ``kill`` (the process is killed).
-        fail_at: Name of the graph file at which ``build`` applies; the others succeed.
+        fail_at: Part of the path of the graph files at which ``build`` and ``parser_errors`` apply;
+            the others succeed.
+        builder_bytes: Memory that the builder has for the workspace; None for any.
+        kernel_bytes: Workspace that the kernels need.
+        takes_memory: Whether engines take memory of the device, as much as their graph's weights,
+            unless those stay on the host.
         loads: Whether engines can be deserialised.
         streams: Whether the builder can write to a stream.
         reads_streams: Whether engines can be read from one.
@@ -81,6 +87,9 @@ class Script:
     messages: Sequence[tuple[str, str]] = ()
     build: str = "ok"
     fail_at: str = "model.onnx"
+    builder_bytes: int | None = None
+    kernel_bytes: int = 0
+    takes_memory: bool = False
     loads: bool = True
     streams: bool = True
     reads_streams: bool = True
@@ -122,10 +131,12 @@ class _Config:
         self.profiles: list[dict[str, Any]] = []
         self.flags: set[str] = {"TF32"}
         self.progress_monitor: Any = None
+        self.limit = 0
         self._cache = b""
 
     def set_memory_pool_limit(self, pool: Any, limit: int) -> None:
         self._script.calls.append(("limit", pool.name, limit))
+        self.limit = limit
 
     def clear_flag(self, flag: Any) -> None:
         self.flags.discard(flag.name)
@@ -180,6 +191,9 @@ class _Builder:
         script.calls.append(("build", network.path.name))
         for severity, text in script.messages:
             self._logger.log(Severity[severity], text)
+        if refusal := self._refuse_workspace(config.limit):
+            self._logger.log(Severity.ERROR, refusal)
+            return None
         config.progress_monitor.phase_start("Building", None, 2)
         going = config.progress_monitor.step_complete("Building", 0)
         config.progress_monitor.phase_finish("Building")
@@ -199,6 +213,14 @@ class _Builder:
         }
         return json.dumps(engine).encode()
 
+    def _refuse_workspace(self, limit: int) -> str | None:
+        if limit < self._script.kernel_bytes:
+            return "Error Code 10: Could not find any implementation for node /MatMul."
+        room = self._script.builder_bytes
+        if room is not None and limit > room:
+            return "Error Code 2: OutOfMemory (no further information)"
+        return None
+
     def _to_stream(self, network: _Network, config: _Config, writer: Any) -> bool:
         content = self.build_serialized_network(network, config)
         return content is not None and writer.write(content) == len(content)
@@ -207,13 +229,14 @@ class _Builder:
 class _Parser:
     def __init__(self, script: Script, network: _Network, logger: Any) -> None:
         self._script, self._network, self._logger = script, network, logger
+        self._errors: Sequence[ParserError] = ()
 
     @property
     def num_errors(self) -> int:
-        return len(self._script.parser_errors)
+        return len(self._errors)
 
     def get_error(self, index: int) -> ParserError:
-        return self._script.parser_errors[index]
+        return self._errors[index]
 
     def parse_from_file(self, path: str) -> bool:
         network, script = self._network, self._script
@@ -226,7 +249,8 @@ class _Parser:
             network.names[kind] = [tensor["name"] for tensor in spec[kind]]
         if script.inputs is not None:
             network.names["inputs"] = list(script.inputs)
-        return not script.parser_errors
+        self._errors = script.parser_errors if script.fail_at in path else ()
+        return not self._errors
 
 
 class _Context:
@@ -239,9 +263,8 @@ class _Context:
         self._scratch = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        assert 0 <= index < max(1, len(self._engine.profiles))
         self.profile = index
-        return True
+        return 0 <= index < max(1, len(self._engine.profiles))
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         low, _, high = self._engine.profiles[self.profile][name]
@@ -316,11 +339,21 @@ class _Engine:
     def __init__(self, library: FakeTensorRT, content: dict[str, Any]) -> None:
         self.library, self.script = library, library.script
         self.names, self.profiles = content["names"], content["profiles"]
+        self.streams_weights = "WEIGHT_STREAMING" in content.get("flags", ())
         self.path = Path(content["graph"])
         folder = self.path.parent.name
         self.name = f"{folder} selection" if "selection" in self.path.name else folder
         self.weight_streaming_budget_v2 = 0
         self._session: Any = None
+
+    def take_memory(self) -> bool:
+        """Whether the device has room for the weights; given back with the engine."""
+        files = [self.path, *self.path.parent.glob("*.data")]
+        size = 0 if self.streams_weights else sum(file.stat().st_size for file in files)
+        status, address = self.library.cuda.cudaMalloc(size)
+        if status == 0:
+            weakref.finalize(self, self.library.cuda.cudaFree, address)
+        return status == 0
 
     @property
     def num_io_tensors(self) -> int:
@@ -406,7 +439,16 @@ class _Runtime:
         if isinstance(content, _Base):
             self._library.script.calls.append(("read",))
             content = _read_all(content)
-        return _Engine(self._library, json.loads(bytes(content)))
+        try:
+            engine = _Engine(self._library, json.loads(bytes(content)))
+        except ValueError:
+            self._library.loggers[-1].log(Severity.ERROR, "the plan is damaged")
+            return None
+        if self._library.script.takes_memory and not engine.take_memory():
+            text = "Error Code 1: Cuda Runtime (out of memory)"
+            self._library.loggers[-1].log(Severity.ERROR, text)
+            return None
+        return engine
 
 
 def _read_all(reader: Any) -> bytes:
@@ -420,12 +462,13 @@ def _read_all(reader: Any) -> bytes:
 
 
 class FakeTensorRT:
-    """Stands in for the module; ``enqueue`` puts work on a stream of the fake CUDA."""
+    """Stands in for the module; ``enqueue`` puts work on a stream of ``cuda``, the fake one."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self.__version__ = self.script.version
         self.loggers: list[Any] = []
+        self.cuda: Any = None
         self.enqueue: Callable[[int, Callable[[], None]], None] = lambda _, work: work()
         self.ILogger = self.IProgressMonitor = self.IStreamWriter = _Base
         if self.script.reads_streams:

@@ -12,31 +12,40 @@ from typing import Any
 
 from divprune.runtime.errors import BackendError
 
-__all__ = ["Cuda", "open_cuda"]
+__all__ = ["Cuda", "open_cuda", "out_of_memory"]
 
 _MEMINFO = Path("/proc/meminfo")
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_OLD_DRIVER = 35  # cudaErrorInsufficientDriver
 _NON_BLOCKING_STREAM = 1
 _THREAD_LOCAL_CAPTURE = "cudaStreamCaptureModeThreadLocal"
+_CUDA_PYTHON = "cuda-python 12.6.2 or newer, of the CUDA version of this machine"
+_INSTALL = (
+    'pip install "cuda-python>=12.6.2,<12.7" (JetPack 6), "cuda-python>=12.6.2,<13" (CUDA 12) or'
+    ' "cuda-python>=13"'
+)
 
 
 def open_cuda() -> Cuda:
     """The first GPU, ready to use.
 
     Raises:
-        BackendError: if cuda-python is not installed, or there is no GPU.
+        BackendError: if cuda-python is not installed or too new, or there is no GPU.
     """
     try:
         runtime = import_module("cuda.bindings.runtime")
         cuda = Cuda(runtime)
         cuda.call("cudaSetDevice", 0)
-    except (ImportError, RuntimeError) as error:  # the latter where it finds no libcuda
+    except ImportError as error:
         raise BackendError(
-            "cuda-python cannot be imported",
-            expected="cuda-python 12.6.2 or newer, of the CUDA version of this machine",
+            "cuda-python cannot be imported", expected=_CUDA_PYTHON, found=error, fix=_INSTALL
+        ) from error
+    except RuntimeError as error:  # of cuda-python 12.6.2
+        raise BackendError(
+            "cuda-python finds no NVIDIA driver",
+            expected="libcuda.so.1",
             found=error,
-            fix='pip install "cuda-python>=12.6.2,<12.7" (JetPack 6), "cuda-python>=12.6.2,<13"'
-            ' (CUDA 12) or "cuda-python>=13"',
+            fix="run on a machine with an NVIDIA GPU and its driver",
         ) from error
     attribute = runtime.cudaDeviceAttr.cudaDevAttrIntegrated
     return Cuda(runtime, integrated=bool(cuda.call("cudaDeviceGetAttribute", attribute, 0)))
@@ -169,14 +178,26 @@ class Cuda:
         _, text = self._runtime.cudaGetErrorString(status)
         found = f"{text.decode() if isinstance(text, bytes) else text} ({int(status)})"
         if int(status) == _OUT_OF_MEMORY:
+            return out_of_memory(found)
+        if int(status) == _OLD_DRIVER:
             return BackendError(
-                "the GPU is out of memory",
-                expected="room for weights, activations and the KV cache",
+                "cuda-python is of a newer CUDA version than the NVIDIA driver",
+                expected=_CUDA_PYTHON,
                 found=found,
-                fix="close other programs, export with a smaller --max-seq-len, with int4 weights"
-                " or with --no-baseline, or build with --weight-streaming",
+                fix=_INSTALL,
             )
         return BackendError(f"{function} failed", found=found)
+
+
+def out_of_memory(found: str) -> BackendError:
+    """The error for an allocation on the GPU that failed, in CUDA's or TensorRT's words."""
+    return BackendError(
+        "the GPU is out of memory",
+        expected="room for weights, activations and the KV cache",
+        found=found,
+        fix="close other programs, export with a smaller --max-seq-len (with --no-baseline it may"
+        " be smaller) or with --quant int4, or run divprune-build with --weight-streaming",
+    )
 
 
 def _available_memory() -> int | None:

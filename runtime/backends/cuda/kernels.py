@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 from pathlib import Path
 from typing import Protocol
 
@@ -62,5 +63,5 @@ def _read_ptx() -> str:
             "the kernels of the TensorRT backend are missing from this installation",
             expected=PTX_FILE,
             fix="install divprune-edge anew, or run python -m divprune.plugins.compile_ptx --source"
-            f" {SOURCE_FILE}",
+            f" {shlex.quote(str(SOURCE_FILE))}",
         ) from None

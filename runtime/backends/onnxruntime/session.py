@@ -150,8 +150,8 @@ def _check_started_on(device: str, session: Any) -> None:
             f"ONNX Runtime could not start on {device} and would have used the CPU instead",
             expected=_PROVIDERS[device],
             found=", ".join(session.get_providers()),
-            fix="install the CUDA and cuDNN versions that this onnxruntime-gpu was built for,"
-            " or ask for --device cpu",
+            fix=f'pip install "divprune-edge[{_EXTRAS[device]}]", which brings the CUDA and cuDNN'
+            " of onnxruntime-gpu, update the NVIDIA driver, or ask for --device cpu",
         )
 
 
@@ -235,7 +235,10 @@ def _require_provider(onnxruntime: ModuleType, device: str, install: str) -> Non
             f"this ONNX Runtime cannot run on {device}",
             expected=_PROVIDERS[device],
             found=", ".join(available),
-            fix=f"pip uninstall -y onnxruntime && {install}, or ask for --device cpu",
+            # The two packages share their files: what is left of one that stays is not installed
+            # again.
+            fix=f"pip uninstall -y onnxruntime onnxruntime-gpu && {install},"
+            " or ask for --device cpu",
         )
 
 

@@ -43,6 +43,7 @@ from divprune.runtime.backends.tensorrt.rows import DevicePrompt, PromptWriter
 from divprune.runtime.backends.tensorrt.selection_alone import make_selection
 from divprune.runtime.backends.tensorrt.surroundings import surroundings
 from divprune.runtime.backends.tensorrt.vision import VisionRunner
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.errors import BackendError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def load(
         OptionError: for another device than ``cuda``, and for threads.
     """
     library, record = _find_engines(directory, device, threads)
-    session = _open_session(directory, library)
+    session = _open_session(directory, library, record)
     name = f"{library.title} (CUDA, selection: {record.selection})"
     in_turn = residency == "sequential"
     return TensorRTBackend(
@@ -100,7 +101,7 @@ def load_selection(
     library, record = _find_engines(directory, device, threads)
     if "selection" not in record.engines:
         return None
-    session = _open_session(directory, library)
+    session = _open_session(directory, library, record)
     engine = _load_engine(directory, record, session, "selection", None)
     graph = record.engines["selection"].graph
     return make_selection(session, lambda: engine, directory.manifest, graph)
@@ -269,7 +270,8 @@ def _find_engines(
             "this machine has no NVIDIA GPU to run the engines on",
             expected="a GPU with its driver",
             found="no GPU",
-            fix="run on the device, or export with --target onnxruntime for the CPU",
+            fix="run on the device, or export for the CPU: "
+            + export_command(directory.manifest, target="onnxruntime"),
         )
     record = require_record(directory, surroundings(library, gpu.compute_capability, gpu))
     if record.selection == "ipluginv3":
@@ -277,7 +279,7 @@ def _find_engines(
     return library, record
 
 
-def _open_session(directory: EngineDirectory, library: TensorRT) -> Session:
+def _open_session(directory: EngineDirectory, library: TensorRT, record: EngineRecord) -> Session:
     cuda = open_cuda()
     return Session(
         library=library,
@@ -285,7 +287,7 @@ def _open_session(directory: EngineDirectory, library: TensorRT) -> Session:
         cuda=cuda,
         stream=cuda.make_stream(),
         scratch=Scratch(cuda),
-        build_command=build_command(directory.path),
+        build_command=build_command(directory.path, record.options),
     )
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.backends.cuda.buffers import DeviceBuffer, align
+from divprune.runtime.backends.cuda.cuda import out_of_memory
 from divprune.runtime.backends.tensorrt.engine_file import deserialize
+from divprune.runtime.backends.tensorrt.logger_bridge import lacks_memory
 from divprune.runtime.backends.tensorrt.runtime_kernels import RuntimeKernels
 from divprune.runtime.errors import BackendError
 
@@ -124,12 +126,8 @@ class Engine:
             context.set_address(name, address) for name, address in addresses.items()
         )
         if not (accepted and context.execute(int(session.stream))):
-            raise BackendError(
-                f"{session.library.title} cannot run {self._path.name}",
-                expected=", ".join(f"{name} {shape}" for name, shape in shapes.items()) or None,
-                found="; ".join(session.logger.errors()) or "no reason given",
-                fix=f"{session.build_command} --force",
-            )
+            expected = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or None
+            raise self._refusal(f"cannot run {self._path.name}", expected)
 
     def output_shape(self, profile: int, shapes: Shapes, name: str) -> tuple[int, ...]:
         """The shape that an output is going to have for these shapes of inputs.
@@ -137,16 +135,13 @@ class Engine:
         Raises:
             BackendError: if TensorRT refuses them, or cannot tell before it runs.
         """
-        session, context = self._session, self._context(profile, 0)
+        context = self._context(profile, 0)
         accepted = all(context.set_shape(each, shape) for each, shape in shapes.items())
         shape = context.shape(name) if accepted else ()
         if not shape or min(shape) < 0:
-            raise BackendError(
-                f"{session.library.title} does not tell the shape of {name} in {self._path.name}",
-                expected=", ".join(f"{each} {shape}" for each, shape in shapes.items()),
-                found="; ".join(session.logger.errors()) or str(shape),
-                fix=f"{session.build_command} --force",
-            )
+            what = f"does not tell the shape of {name} in {self._path.name}"
+            expected = ", ".join(f"{each} {shape}" for each, shape in shapes.items())
+            raise self._refusal(what, expected, str(shape))
         return shape
 
     def _context(self, profile: int, number: int) -> _Context:
@@ -168,26 +163,32 @@ class Engine:
         runtime = session.library.module.Runtime(session.logger)
         engine = deserialize(session.library, runtime, self._path)
         if engine is None:
-            raise BackendError(
-                f"{session.library.title} cannot load {self._path}",
-                expected="the engine that was built here",
-                found="; ".join(session.logger.errors()) or "nothing, and no reason given",
-                fix=f"{session.build_command} --force",
-            )
+            raise self._refusal(f"cannot load {self._path}", "the engine that was built here")
         self._runtime = runtime  # it has to live as long as its engines
         return engine
+
+    def _refusal(
+        self, what: str, expected: str | None, found: str = "no reason given"
+    ) -> BackendError:
+        """What TensorRT refused; another build of the engine does not help against no memory."""
+        session = self._session
+        errors = session.logger.errors()
+        if lacks_memory(errors):
+            return out_of_memory("; ".join(errors))
+        return BackendError(
+            f"{session.library.title} {what}",
+            expected=expected,
+            found="; ".join(errors) or found,
+            fix=f"{session.build_command} --force",
+        )
 
     def _make_context(self, profile: int) -> _Context:
         session = self._session
         context = self._kernels.make_context(profile)
         stream = int(session.stream)
         if context is None or not context.set_optimization_profile_async(profile, stream):
-            raise BackendError(
-                f"{session.library.title} cannot prepare {self._path.name}",
-                expected=f"a context for profile {profile}",
-                found="; ".join(session.logger.errors()) or "no reason given",
-                fix=f"{session.build_command} --force",
-            )
+            what = f"cannot prepare {self._path.name}"
+            raise self._refusal(what, f"a context for profile {profile}")
         session.cuda.synchronize(session.stream)
         return _Context(context)
 

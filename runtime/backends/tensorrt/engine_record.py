@@ -117,15 +117,21 @@ class Problem:
     expected: str
     found: str
 
-    def error(self, directory: EngineDirectory) -> BackendError:
-        """The error for it, with the command that mends it."""
-        fix = build_command(directory.path)
+    def error(
+        self, directory: EngineDirectory, options: BuildOptions | None = None
+    ) -> BackendError:
+        """The error for it, with the command that mends it; ``options`` are of the last build."""
+        fix = build_command(directory.path, options)
         return BackendError(self.what, expected=self.expected, found=self.found, fix=fix)
 
 
-def build_command(path: Path) -> str:
-    """The command that builds the engines of a directory."""
-    return shlex.join(["divprune-build", str(path)])
+def build_command(path: Path, options: BuildOptions | None = None) -> str:
+    """The command that builds the engines of a directory, as they were built before."""
+    words = ["divprune-build", str(path)]
+    if options is not None:
+        words += ["--weight-streaming"] if options.weight_streaming else []
+        words += [] if options.plugin else ["--no-plugin"]
+    return shlex.join(words)
 
 
 def graph_hashes(directory: EngineDirectory, graph: str) -> dict[str, str]:
@@ -207,7 +213,7 @@ def require_record(directory: EngineDirectory, here: Surroundings) -> EngineReco
     if isinstance(record, Problem):
         raise record.error(directory)
     if problem := find_problem(directory, record, here):
-        raise problem.error(directory)
+        raise problem.error(directory, record.options)
     return record
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 __all__ = ["install_command", "is_jetson"]
 
 _ROOT = Path("/")
-_RTX = "pip install tensorrt-rtx-cu13"
+_RTX = "pip install --upgrade tensorrt-rtx-cu13"
 _JETSON = (
     "sudo apt install nvidia-jetpack   (TensorRT belongs to JetPack; a virtual environment sees"
     " it when made with python3 -m venv --system-site-packages)"
 )
-_WORKSTATION = "pip install --extra-index-url https://pypi.nvidia.com tensorrt"
+_WORKSTATION = "pip install --upgrade --extra-index-url https://pypi.nvidia.com tensorrt"
 
 
 def install_command(library: str, root: Path = _ROOT) -> str:
-    """One line that says how to install ``library`` (``tensorrt`` or ``tensorrt-rtx``) here."""
+    """One line that installs or updates ``library`` (``tensorrt`` or ``tensorrt-rtx``) here."""
     if library == "tensorrt-rtx":
         return _RTX
     return _JETSON if is_jetson(root) else _WORKSTATION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,12 @@ def stage_lane(lane: Path) -> Iterator[Path]:
         remove_stale(lane)
         try:
             partial, lock = make_partial(lane)
+        except (FileExistsError, NotADirectoryError):
+            raise BackendError(
+                f"{lane.parent} is no folder",
+                expected="the folder of the engines, or nothing of that name",
+                fix=f"give it another name: mv {shlex.quote(str(lane.parent))} NAME",
+            ) from None
         except OSError as error:
             raise BackendError(
                 f"{lane} cannot be written",

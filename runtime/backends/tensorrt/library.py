@@ -103,7 +103,10 @@ def _require_version(library: TensorRT, manifest: Manifest) -> None:
         )
     if version_numbers(library.version) >= version_numbers(minimum):
         return
-    older = library.name == "tensorrt" and manifest.target != "jetpack6"
+    takes_jetpack6 = version_numbers(library.version) >= version_numbers(
+        _MINIMUM["tensorrt", "delta"]
+    )
+    older = library.name == "tensorrt" and manifest.target != "jetpack6" and takes_jetpack6
     raise BackendError(
         f"{_TITLES[library.name]} is too old for this engine directory",
         expected=f"{_TITLES[library.name]} {minimum} or newer (dialect {manifest.dialect})",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from divprune.runtime.backends.tensorrt.library import TensorRT
 
-__all__ = ["make_logger"]
+__all__ = ["lacks_memory", "make_logger"]
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +29,21 @@ _LEVELS = {
 # are meant to be.
 _EXPECTED = ("has Int64 binding", "both a trip limit and a loop termination condition")
 _KEPT_ERRORS = 8
+_NO_MEMORY = re.compile(
+    r"out ?of ?memory|insufficient memory|memory .*could not be allocated", re.IGNORECASE
+)
+
+
+def lacks_memory(errors: Sequence[str]) -> bool:
+    """Whether one of TensorRT's error messages says that memory could not be had."""
+    return any(_NO_MEMORY.search(error) for error in errors)
 
 
 def make_logger(library: TensorRT) -> Any:
     """An ``ILogger`` that passes messages on to ``logging``, each warning and error once.
 
-    Its ``errors()`` are the latest error messages, for the exception that follows when a call
-    returns None. It must not raise: TensorRT calls it from C++.
+    Its ``errors()`` are the latest error messages since it was asked last, for the exception that
+    follows when a call returns None. It must not raise: TensorRT calls it from C++.
     """
 
     class Bridge(library.module.ILogger):  # type: ignore[misc, name-defined]
@@ -46,7 +57,9 @@ def make_logger(library: TensorRT) -> Any:
                 self._pass_on(severity.name, message)
 
         def errors(self) -> list[str]:
-            return list(self._errors)
+            errors = list(self._errors)
+            self._errors.clear()  # they are not the reason for what fails later
+            return errors
 
         def _pass_on(self, severity: str, message: str) -> None:
             level = _LEVELS.get(severity, logging.WARNING)

@@ -141,7 +141,8 @@ def _require_known(library: TensorRT, wanted: tuple[str, ...]) -> None:
             f"{library.title} cannot build for compute capability {', '.join(unknown)}",
             expected=", ".join(ordered),
             found=", ".join(unknown),
-            fix="export with --target tensorrt for other GPUs (jetpack6 for JetPack 6)",
+            fix="export with --target tensorrt for other GPUs, or with --target jetpack6 for"
+            " JetPack 6",
         )
 
 

@@ -15,6 +15,7 @@ from divprune.configs import list_presets, load_preset, refuse_ambiguous, sugges
 from divprune.runtime.directory.bounded_json import read_json_object
 from divprune.runtime.directory.engine_directory import read_manifest
 from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
+from divprune.runtime.directory.path_text import expand_user, is_there
 from divprune.runtime.directory.quant_scheme import parse_scheme
 from divprune.runtime.errors import CheckpointError, OptionError
 from divprune.runtime.families import read_dimensions
@@ -59,8 +60,8 @@ def find_model(model: str) -> PlannedModel:
         refuse_ambiguous(model, f"divprune-plan ./{model}", "call it in another folder")
         preset = load_preset(model)
         return PlannedModel(read_dimensions(model, preset.config), preset.recommended_keep)
-    path = Path(model).expanduser()
-    if model and path.is_dir():
+    path = expand_user(model)
+    if model and is_there(path) and path.is_dir():
         return _from_directory(path)
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
         config = _read_config(_cached_config(model))
@@ -146,7 +147,7 @@ def _hub_cache() -> Path:
     variables = os.environ
     home = variables.get("HF_HOME", f"{variables.get('XDG_CACHE_HOME', '~/.cache')}/huggingface")
     hub = variables.get("HUGGINGFACE_HUB_CACHE", f"{home}/hub")
-    return Path(variables.get("HF_HUB_CACHE", hub)).expanduser()
+    return expand_user(variables.get("HF_HUB_CACHE", hub))
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -220,6 +221,23 @@ def test_unknown_name_lists_the_presets_and_the_form_of_a_hub_id(
     message = str(caught.value)
     assert "org/name" in message
     assert all(name in message for name in list_presets())
+
+
+@pytest.mark.parametrize(
+    "model", ["x" * 300, "a/" + "x" * 300, "~nobody-here/x", "a\0b", "./\ud800"]
+)
+def test_a_name_that_no_file_can_have_is_refused(model: str) -> None:
+    for find in (resolve_model, find_model):
+        with pytest.raises((OptionError, CheckpointError)):
+            find(model)
+
+
+@pytest.mark.parametrize("shard", ["x" * 300, "a\0b", "\ud800", "", "..", "no-such-file"])
+def test_an_index_with_a_name_that_no_file_can_have_is_refused(shard: str, tmp_path: Path) -> None:
+    content = json.dumps({"weight_map": {"a": shard}})
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError):
+        weight_files(tmp_path)
 
 
 def test_near_miss_of_a_preset_is_guessed() -> None:

@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING, Any
 from divprune.runtime.backends.tensorrt.engine_file import EngineFile, make_stream_writer
 from divprune.runtime.backends.tensorrt.engine_record import BuildOptions, BuiltEngine, graph_hashes
 from divprune.runtime.backends.tensorrt.build.parse import parse_graph
+from divprune.runtime.backends.tensorrt.install_hint import install_command
+from divprune.runtime.backends.tensorrt.logger_bridge import lacks_memory
 from divprune.runtime.backends.tensorrt.profiles import Ranges, profile_shapes
 from divprune.runtime.backends.tensorrt.build.progress import OnStep, make_monitor
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.errors import BackendError
 
 if TYPE_CHECKING:
     from divprune.runtime.backends.tensorrt.library import TensorRT
     from divprune.runtime.directory.engine_directory import EngineDirectory
+    from divprune.runtime.directory.manifest import Manifest
 
-__all__ = ["DECODER_PARTS", "EngineTask", "build_engine"]
+__all__ = ["DECODER_PARTS", "SMALLEST_WORKSPACE_MIB", "EngineTask", "build_engine"]
 
 log = logging.getLogger(__name__)
 
 TIMING_CACHE = "timing.cache"
+SMALLEST_WORKSPACE_MIB = 16
 DECODER_PARTS = ("llm", "llm_front", "llm_back")
+_NO_KERNEL = "could not find any implementation for node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +83,15 @@ def build_engine(
     spec = directory.manifest.graphs[task.graph]
     builder = library.module.Builder(logger)
     if builder is None:
-        raise _build_error(library, task, spec.path, logger.errors())
-    network, parser = parse_graph(library, builder, logger, directory.file(spec.path), spec)
+        raise _build_error(library, directory.manifest, task, logger.errors())
+    network, parser = parse_graph(
+        library,
+        builder,
+        logger,
+        directory.file(spec.path),
+        spec,
+        fix=_other_graph(library, directory.manifest, task.graph),
+    )
     config = _configure(library, builder, task)
     _add_profiles(builder, config, directory, task)
     timing_cache = None if library.is_rtx else _load_timing_cache(config, folder)
@@ -89,7 +102,7 @@ def build_engine(
     del parser
     monitor.reraise()
     if not built:
-        raise _build_error(library, task, spec.path, logger.errors())
+        raise _build_error(library, directory.manifest, task, logger.errors())
     if timing_cache is not None:
         blob = config.get_timing_cache().serialize()
         (folder / TIMING_CACHE).write_bytes(bytes(memoryview(blob)))
@@ -155,22 +168,38 @@ def _build_to_file(
     return bool(done) and file.size > 0
 
 
-def _build_error(library: TensorRT, task: EngineTask, path: str, errors: list[str]) -> BackendError:
+def _build_error(
+    library: TensorRT, manifest: Manifest, task: EngineTask, errors: list[str]
+) -> BackendError:
+    path, limit = manifest.graphs[task.graph].path, task.options.workspace_bytes >> 20
     found = "\n            ".join(errors or ["nothing, and no reason given"])
-    if any("memory" in error.lower().replace("outofmemory", "memory") for error in errors):
-        limit = task.options.workspace_bytes >> 20
+    if lacks_memory(errors):
+        smaller = f"--workspace {limit // 2}, or " if limit // 2 >= SMALLEST_WORKSPACE_MIB else ""
         return BackendError(
             f"{library.title} ran out of memory while it built {path}",
             expected=f"room for the weights of the graph and {limit} MiB of workspace",
             found=found,
-            fix=f"--workspace {max(64, limit // 2)}, close other programs (on a Jetson the desktop:"
-            " sudo systemctl isolate multi-user.target), add swap, or export with a smaller"
-            " --max-seq-len",
+            fix=f"{smaller}close other programs (on a Jetson the desktop: sudo systemctl isolate"
+            " multi-user.target), add swap, or export with a smaller --max-seq-len",
+        )
+    if any(_NO_KERNEL in error.lower() for error in errors):
+        return BackendError(
+            f"{library.title} has no kernel for a part of {path} that makes do with the workspace",
+            expected=f"one that needs at most {limit} MiB",
+            found=found,
+            fix=f"--workspace {max(256, 2 * limit)}, or if that does not help: "
+            + _other_graph(library, manifest, task.graph),
         )
     return BackendError(
         f"{library.title} cannot build {path} for compute capability {task.compute_capability}",
         expected="an engine",
         found=found,
-        fix="run divprune-build again with --verbose; export again with the --target of this"
-        " library",
+        fix=_other_graph(library, manifest, task.graph),
     )
+
+
+def _other_graph(library: TensorRT, manifest: Manifest, graph: str) -> str:
+    """The advice for a graph that the library does not take."""
+    if graph.endswith("_plugin"):
+        return "--no-plugin, which selects with an ONNX Loop"
+    return f"{export_command(manifest)}, and build that; or {install_command(library.name)}"

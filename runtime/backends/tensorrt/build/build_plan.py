@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune.runtime.backends.cuda.cuda_device import CudaDevice, find_cuda_device
-from divprune.runtime.backends.tensorrt.build.build_engine import DECODER_PARTS, EngineTask
+from divprune.runtime.backends.tensorrt.build.build_engine import (
+    DECODER_PARTS,
+    SMALLEST_WORKSPACE_MIB,
+    EngineTask,
+)
 from divprune.runtime.backends.tensorrt.engine_record import (
     ENGINES,
     PICTURE_GRAPHS,
@@ -34,6 +38,7 @@ from divprune.runtime.backends.tensorrt.surroundings import (
     surroundings,
     target_capabilities,
 )
+from divprune.runtime.directory.export_command import export_command
 from divprune.runtime.errors import OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -45,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildPlan", "BuildRequest", "LanePlan", "make_build_plan"]
 
-_SMALLEST_WORKSPACE_MIB = 16
 _GRAPHS = {*PICTURE_GRAPHS, *DECODER_PARTS, *(f"{part}_tensorrt" for part in DECODER_PARTS)}
 
 
@@ -68,10 +72,10 @@ class BuildRequest:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.workspace_mib is not None and self.workspace_mib < _SMALLEST_WORKSPACE_MIB:
+        if self.workspace_mib is not None and self.workspace_mib < SMALLEST_WORKSPACE_MIB:
             raise OptionError(
                 "--workspace is too small",
-                expected=f"at least {_SMALLEST_WORKSPACE_MIB} (MiB)",
+                expected=f"at least {SMALLEST_WORKSPACE_MIB} (MiB)",
                 found=self.workspace_mib,
             )
 
@@ -251,5 +255,6 @@ def _require_known_graphs(manifest: Manifest) -> None:
             " does not know what to do with some of its graphs",
             expected=", ".join(sorted(_GRAPHS)),
             found=", ".join(sorted(unknown)),
-            fix="export with another --selector, or with --target onnxruntime",
+            fix="export with another --selector, or "
+            + export_command(manifest, target="onnxruntime"),
         )

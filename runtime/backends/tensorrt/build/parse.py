@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["parse_graph"]
 
 
-def parse_graph(library: TensorRT, builder: Any, logger: Any, path: Path, spec: GraphSpec) -> Any:
+def parse_graph(
+    library: TensorRT, builder: Any, logger: Any, path: Path, spec: GraphSpec, *, fix: str
+) -> Any:
     """Parse a graph into a strongly typed network.
 
     Args:
@@ -25,6 +27,7 @@ def parse_graph(library: TensorRT, builder: Any, logger: Any, path: Path, spec: 
         logger: From ``make_logger``.
         path: The ONNX file; its external data lies beside it.
         spec: What the manifest says about it.
+        fix: What to do where the parser refuses it.
 
     Returns:
         The network and the parser, which owns the weights and must live as long.
@@ -43,7 +46,7 @@ def parse_graph(library: TensorRT, builder: Any, logger: Any, path: Path, spec: 
             f"{library.title} refuses {spec.path}",
             expected=f"a graph of opset {spec.opset} with operators that it knows",
             found="\n            ".join(errors or logger.errors() or ["no reason given"]),
-            fix="export again with the --target of this library, or use a newer one",
+            fix=fix,
         )
     _check_names(spec.path, "inputs", spec.inputs, _tensors(network, "input"))
     _check_names(spec.path, "outputs", spec.outputs, _tensors(network, "output"))

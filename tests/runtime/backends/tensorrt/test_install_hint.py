@@ -30,4 +30,4 @@ def test_a_workstation_gets_pip_with_nvidias_index(tmp_path, monkeypatch):
 
 
 def test_rtx_is_on_the_package_index():
-    assert install_command("tensorrt-rtx") == "pip install tensorrt-rtx-cu13"
+    assert install_command("tensorrt-rtx") == "pip install --upgrade tensorrt-rtx-cu13"

@@ -397,8 +397,8 @@ def test_a_logger_that_is_given_nonsense_raises_nothing(on_orin):
 @pytest.mark.parametrize(
     "name, target, command",
     [
-        ("tensorrt", "tensorrt", "pip install --extra-index-url https://pypi.nvidia.com tensorrt"),
-        ("tensorrt_rtx", "tensorrt-rtx", "pip install tensorrt-rtx-cu13"),
+        ("tensorrt", "tensorrt", "pip install --upgrade --extra-index-url https://pypi.nvidia.com tensorrt"),
+        ("tensorrt_rtx", "tensorrt-rtx", "pip install --upgrade tensorrt-rtx-cu13"),
     ],
 )
 def test_a_missing_library_gives_the_command_that_installs_it(
