@@ -92,12 +92,12 @@ def _write_small_files(
 ) -> None:
     """Config, image processor, tokenizer, chat template and generation config."""
     layers = [int(match[1]) for key in keys if (match := _TOWER_LAYER.search(key))]
-    facts = {
-        "tower_layers": 1 + max(layers, default=-1),
-        "tower_has_head": any(_TOWER_HEAD.search(key) for key in keys),
-    }
-    description = read_json_object(tower / "config.json")
-    config = translate(content, description, **facts)
+    config = translate(
+        content,
+        read_json_object(tower / "config.json"),
+        tower_layers=1 + max(layers, default=-1),
+        tower_has_head=any(_TOWER_HEAD.search(key) for key in keys),
+    )
     check_config(config)
     _write(joined / "config.json", config)  # the tokenizer's class is found by it
     try:
@@ -106,7 +106,7 @@ def _write_small_files(
         raise no_tokenizer(path, str(error.found)) from error
     conversation = conversation_of(tokenizer, config["text_config"]["model_type"])
     visual = _add_visual_tokens(tokenizer, config["model_type"])
-    _write(joined / "config.json", translate(content, description, **facts, **visual))
+    _write(joined / "config.json", {**config, **visual})
     _write_tokenizer(joined, tokenizer)
     _write(joined / "preprocessor_config.json", _processor(tower, content, config))
     framed = content.get("mm_use_im_start_end") is True
@@ -123,9 +123,9 @@ def _add_visual_tokens(tokenizer: Any, model_type: str) -> dict[str, int]:
     """
     from tokenizers import AddedToken
 
-    texts = {"image_token_id": _IMAGE}
+    texts = {"image_token_index": _IMAGE}
     if model_type == "llava_onevision":
-        texts["video_token_id"] = _VIDEO
+        texts["video_token_index"] = _VIDEO
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in texts.values()])
     return {key: tokenizer.convert_tokens_to_ids(text) for key, text in texts.items()}
 

@@ -79,18 +79,16 @@ def translate(
     content: Mapping[str, Any],
     tower: Mapping[str, Any],
     *,
-    image_token_id: int | None = None,
-    video_token_id: int | None = None,
     tower_layers: int | None = None,
     tower_has_head: bool = False,
 ) -> dict[str, Any]:
     """The content of the ``config.json`` that transformers would have saved.
 
+    The image token, which the original code has none of, gets the first number without a row.
+
     Args:
         content: Of the original ``config.json``.
         tower: Content of the tower's own ``config.json``: CLIP or SigLIP, whole or the tower.
-        image_token_id: Number of the image token; by default the first one without a row.
-        video_token_id: Number of the video token, for LLaVA-OneVision.
         tower_layers: Encoder layers that there are weights for; by default as ``tower`` says.
         tower_has_head: Whether there are weights for SigLIP's pooling head.
 
@@ -111,11 +109,6 @@ def translate(
     vision["num_hidden_layers"] = tower_layers or vision["num_hidden_layers"]
     if vision["model_type"] == "siglip_vision_model":
         vision["vision_use_head"] = tower_has_head
-    visual = {"image_token_index": content.get("vocab_size")}
-    if image_token_id is not None:
-        visual = {"image_token_index": image_token_id}
-    if video_token_id is not None:
-        visual["video_token_index"] = video_token_id
     return {
         **_tiling(content),
         "text_config": text,
@@ -123,7 +116,7 @@ def translate(
         "vision_feature_layer": chosen,
         "vision_feature_select_strategy": _strategy(content, vision),
         "projector_hidden_act": "gelu",
-        **visual,
+        "image_token_index": content.get("vocab_size"),
         "tie_word_embeddings": bool(content.get("tie_word_embeddings", False)),
     }
 

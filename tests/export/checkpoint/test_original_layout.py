@@ -45,6 +45,7 @@ def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty HF_HOME that the hub library, offline, looks into."""
     home = tmp_path / "hf"
     monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return home
@@ -124,7 +125,7 @@ def test_a_tower_that_is_not_in_the_cache_is_named_with_its_download(
     assert caught.value.fix == f"HF_HUB_OFFLINE=0 hf download {TOWER_ID}"
     with pytest.raises(CheckpointError) as planned:
         find_model(str(original))
-    assert planned.value.fix == f"hf download {TOWER_ID} config.json"
+    assert planned.value.fix == f"HF_HUB_OFFLINE=0 hf download {TOWER_ID} config.json"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/tower", "clip", "a/b/c"])
