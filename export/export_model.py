@@ -33,7 +33,8 @@ from divprune.export.selection.in_llm_graph import write_in_llm_selection
 from divprune.export.verify import check_onnxruntime, verify_export
 from divprune.export.vision.graphs import write_vision_graphs
 from divprune.runtime.directory.manifest import GraphSpec
-from divprune.runtime.errors import CheckpointError, UnsupportedError
+from divprune.runtime.errors import CheckpointError, PromptError, UnsupportedError
+from divprune.runtime.families import MediaKind
 from divprune.runtime.generation.generation_config import load_token_rules
 from divprune.runtime.inputs.chat_template import ChatTemplate, read_template
 from divprune.runtime.inputs.messages import question, read_messages
@@ -157,7 +158,10 @@ def _check_prompt(plan: ExportPlan, directory: Path) -> int:
     picture = plan.runtime_family.prepare_image(Image.new("RGB", (640, 480)))
     template = ChatTemplate(source, tokenizer.special_tokens)
     conversation = read_messages(question("Describe the image.", [b"picture"]))
-    _check_placeholder(plan, template.render(conversation.messages))
+    _check_placeholder(plan, template, "image", plan.family.image_token_id)
+    video_text = plan.runtime_family.placeholders.get("video")
+    if video_text is not None and video_text == plan.facts["video_token"]:
+        _check_placeholder(plan, template, "video", plan.family.video_token_id)
     prompt = build_prompt(
         conversation,
         [picture],
@@ -169,26 +173,37 @@ def _check_prompt(plan: ExportPlan, directory: Path) -> int:
     return prompt.num_text_tokens
 
 
-def _check_placeholder(plan: ExportPlan, rendered: str) -> None:
+def _check_placeholder(
+    plan: ExportPlan, template: ChatTemplate, kind: MediaKind, token_id: int | None
+) -> None:
     """Tell a wrong number in config.json from a template that writes no placeholder at all.
 
     A wrong number may be that of another token that the template writes (``<|vision_start|>``).
     """
+    words = {"image": "image|img", "video": "video"}[kind]
+    content = [{"type": kind}, {"type": "text", "text": "Describe it."}]
+    try:
+        rendered = template.render([{"role": "user", "content": content}])
+    except PromptError:
+        if kind == "image":
+            raise
+        return  # a template for pictures alone
     written = [
         (token, number)
         for token, number in plan.tokenizer.get_added_vocab().items()
-        if re.search("image|img", token, re.IGNORECASE) and token in rendered
+        if re.search(words, token, re.IGNORECASE) and token in rendered
     ]
-    if len(written) == 1 and written[0][0] != plan.facts["image_token"]:
+    if len(written) == 1 and written[0][0] != plan.facts[f"{kind}_token"]:
         ((token, number),) = written
         config = plan.checkpoint.path / "config.json"
-        content = read_json_object(config)
         # Of both, transformers takes the first.
-        keys = ("image_token_id", "image_token_index")
-        key = next((key for key in keys if key in content), keys[0])
+        keys = (f"{kind}_token_id", f"{kind}_token_index")
+        key = next((key for key in keys if key in read_json_object(config)), keys[0])
+        if config.is_symlink() and config.readlink().is_absolute():
+            config = config.readlink()  # beside an adapter: the link will be gone
         raise CheckpointError(
-            f"{key} of config.json is not the token that the chat template writes for a picture",
+            f"{key} of config.json is not the token that the chat template writes for a {kind}",
             expected=f"{number} ({token})",
-            found=f"{plan.family.image_token_id} ({plan.facts['image_token']})",
+            found=f"{token_id} ({plan.facts[f'{kind}_token']})",
             fix=f"set {key} to {number} in {config}",
         )

@@ -379,6 +379,10 @@ def test_the_advised_python_makes_what_is_taken(any_checkpoint, tmp_path, monkey
         (QWEN, {"image_token_id": 1}),
         (QWEN, {"image_token_id": 3}),
         (TILES, {"image_token_id": 7}),
+        (QWEN, {"video_token_id": 1}),
+        (QWEN, {"video_token_id": 3}),
+        ("onevision-qwen2-hub", {"video_token_index": 9}),
+        ("next-video-llama-hub", {"video_token_index": 471}),
     ],
 )
 def test_the_number_of_the_placeholder_is_set_as_the_advice_says(
