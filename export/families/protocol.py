@@ -69,6 +69,7 @@ class Family(Protocol):
     def canonical_name(key: str) -> str:
         """The one name a tensor goes by, whatever layout ``key`` is from.
 
+        Empty for a tensor that is no part of the model, such as the text half beside a tower.
         The decoder's are ``language_model.embed_tokens.weight``, ``language_model.layers.0…``,
         ``language_model.norm.weight`` and ``lm_head.weight`` in every family. Parameters of
         ``vision_module`` become names of the checkpoint through it too.
