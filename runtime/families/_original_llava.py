@@ -27,8 +27,9 @@ _TEXT_MODELS = {
 _TEXT_KEYS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings"),
-    *("rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias"),
-    *("sliding_window", "use_sliding_window", "max_window_layers"),
+    *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
+    *("attention_bias", "mlp_bias", "sliding_window", "use_sliding_window"),
+    *("max_window_layers", "layer_types"),
     *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 _TOWER_KEYS = (
@@ -118,6 +119,7 @@ def translate(
         "projector_hidden_act": "gelu",
         "image_token_index": content.get("vocab_size"),
         "tie_word_embeddings": bool(content.get("tie_word_embeddings", False)),
+        **{key: content[key] for key in ("quantization_config",) if key in content},
     }
 
 

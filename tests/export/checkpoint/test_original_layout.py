@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from original_checkpoints import original_name, write_original
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from checkpoints import write_hub_cache
 from divprune.export.checkpoint.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ from divprune.export.checkpoint.source import resolve_model
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.inputs.chat_template import ChatTemplate
 from divprune.runtime.reports.plan.source import find_model
+from tests.export.checkpoint.quantization.packed_checkpoints import write_packed
 
 TOWER_ID = "openai/clip-vit-large-patch14-336"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -81,6 +82,26 @@ def test_weights_are_those_of_the_other_layout(
     assert opened.names() == same.names()
     for tensor in same.names():
         assert torch.equal(opened.read(tensor), same.read(tensor))
+
+
+def test_packed_weights_stand_for_what_they_do_in_the_other_layout(
+    same: Path, original: Path, tmp_path: Path
+) -> None:
+    write_packed(same, tmp_path / "packed", tmp_path / "plain", "gptq")
+    stored = load_file(tmp_path / "packed" / "model.safetensors")
+    for file in original.glob("*.safetensors*"):
+        file.unlink()
+    canonical_name = Checkpoint.open(same).family.canonical_name
+    renamed = {original_name(canonical_name(key)): value for key, value in stored.items()}
+    whole = {key: value for key, value in renamed.items() if "vision_tower" not in key}
+    save_file(whole, original / "model.safetensors")
+    how = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    change(original, quantization_config=how)
+    source = resolve_model(str(original))
+    opened, plain = Checkpoint.open(source.path), Checkpoint.open(tmp_path / "plain")
+    opened.validate()
+    assert opened.packed(QUERY) is not None
+    assert torch.equal(opened.read(QUERY), plain.read(QUERY).float())
 
 
 def test_nothing_of_the_users_changes_and_no_weight_is_copied(original: Path) -> None:
