@@ -187,10 +187,13 @@ DIRECTORIES: Mapping[str, str] = {
 }
 
 ORIGINAL: Mapping[str, str] = {
-    # Case of test_original_layout.py: the advice about checkpoints of LLaVA's original code.
+    # Case of test_original_layout.py: the advice about checkpoints of original code.
     "a tower that is nowhere": 'export/checkpoint/source.py::_find_tower::"write the tower\'s directory or hub id to mm_vision_tower in config.json"',
     "no tower": 'runtime/families/_original_llava.py::tower_name::\'write it there, for LLaVA-1.5: "mm_vision_tower": "openai/clip-vit-large-patch14-336"\'',
-    "a tower without its processor": "export/checkpoint/original_layout.py::_processor::'download the tower again, with its preprocessor_config.json'",
+    "a tower without its processor": "export/checkpoint/original_llava.py::_processor::'download the tower again, with its preprocessor_config.json'",
+    "a LoRA that is not merged": "runtime/families/_original_internvl.py::_lora::'merge it with the original InternVL code, in its folder internvl_chat: python tools/merge_lora.py CHECKPOINT MERGED'",
+    "a tokenizer without pictures": 'export/checkpoint/original_internvl.py::_image_token_id::"copy the tokenizer\'s files of the model that it was fine-tuned from into the checkpoint: tokenizer.json and tokenizer_config.json, or vocab.json, merges.txt, added_tokens.json and tokenizer_config.json"',
+    "a conversation of one's own": "export/checkpoint/original_internvl.py::_write_template::f'write the conversation to chat_template.jinja in the checkpoint, with {picture} where a picture stands'",
 }
 
 EXPORTS: Mapping[str, str] = {
@@ -373,9 +376,5 @@ NOT_HERE: Mapping[str, tuple[str, ...]] = {
         "runtime/backends/tensorrt/surroundings.py::_require_known::'export with --target tensorrt for other GPUs (jetpack6 for JetPack 6)'",
         "runtime/backends/tensorrt/surroundings.py::target_capabilities::'build on the device itself; --target tensorrt-rtx can be built ahead of time'",
         "runtime/backends/onnxruntime/session.py::require_onnxruntime::export_command(manifest, target='onnxruntime')",
-    ),
-    "the network: a model hub, or the package of somebody else": (
-        "export/families/__init__.py::family_class::_conversion(found)",
-        "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
     ),
 }
