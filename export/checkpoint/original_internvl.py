@@ -6,6 +6,7 @@ and values of the tower taken apart, as the family says (`canonical_name`, ``joi
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.families._original_internvl import tile_range, translate
 
 __all__ = ["join_internvl"]
+
+logger = logging.getLogger(__name__)
 
 _VISUAL = ("<img>", "</img>", "<IMG_CONTEXT>")
 # The original code prepares pictures itself: what these say is for the tower alone.
@@ -112,5 +115,12 @@ def _write_template(joined: Path, content: Mapping[str, Any]) -> None:
             found=f"template {content.get('template')}",
             fix="write the conversation to chat_template.jinja in the checkpoint, with "
             f"{picture} where a picture stands",
+        )
+    if (joined / "chat_template.jinja").is_file():
+        logger.warning(
+            "chat_template.jinja does not write %s: the conversation %s that config.json names is"
+            " taken in its place",
+            picture,
+            INTERNVL_2_5.name,
         )
     write_template(joined, INTERNVL_2_5, picture)

@@ -82,7 +82,7 @@ def _write_small_files(
 ) -> None:
     """Config, image processor, tokenizer, chat template and generation config."""
     layers = [int(match[1]) for key in keys if (match := _TOWER_LAYER.search(key))]
-    facts = {
+    facts: dict[str, Any] = {
         "tower_layers": 1 + max(layers, default=-1),
         "tower_has_head": any(_TOWER_HEAD.search(key) for key in keys),
     }

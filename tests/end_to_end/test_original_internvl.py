@@ -7,6 +7,7 @@ transformers' model, which has the same weights, in their places.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,13 @@ from tiled_checkpoints import write_tiled_checkpoint
 from divprune.export.cli import main
 from divprune.runtime import Pipeline
 from divprune.runtime.families import VideoFrames
+from divprune.runtime.families.internvl import InternVL
 from tests.runtime.families.processors import picture
 
 QUESTION = "What is in the image?"
 NEW_TOKENS = 8
 TILE, TILE_TOKENS = 16, 4
+FACTS = {"image_token": "<IMG_CONTEXT>", "tile_size": TILE, "tile_side": 2}
 PROMPT = (
     "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作"  # noqa: RUF001
     "单位联合开发的多模态大语言模型。<|im_end|>\n<|im_start|>user\n{pictures}\n"
@@ -68,10 +71,14 @@ def test_answers_are_those_of_the_original_code(name: str, tmp_path: Path) -> No
     words = ["--model", str(original), "--keep", "0.3", "--dtype", "fp32", "--no-verify", "-q"]
     assert main([*words, "--output", str(tmp_path / "engine")]) == 0
     pipeline = Pipeline.from_dir(tmp_path / "engine", backend="onnxruntime")
+    processor = json.loads((tmp_path / "engine" / "preprocessor_config.json").read_text())
     reference = Reference(same)
     for image in (picture(40, 30), picture(16, 33, seed=1)):
         tiles = tiles_of(image, case.most)
         assert len(tiles) > 2
+        given = InternVL.from_facts(FACTS, processor, None).prepare_image(image).inputs
+        expected_pixels = np.stack([levels(tile) for tile in tiles])
+        np.testing.assert_allclose(given["pixel_values"], expected_pixels, atol=1e-5)
         assert answer_of(pipeline, image) == reference.answer([tiles], "<image>")
     frames = [picture(30, 20, seed) for seed in range(3)]
     names = "\n".join(f"Frame{number}: <image>" for number in (1, 2, 3))

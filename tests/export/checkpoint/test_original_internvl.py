@@ -214,6 +214,17 @@ def test_a_template_that_knows_pictures_is_kept(template: str | None, original: 
     assert (source.path / "chat_template.jinja").read_text() == OWN
 
 
+@pytest.mark.parametrize("own", ["<image>", "<img></img>", "{{ messages }}", "<IMG_CONTEXT", ""])
+def test_a_template_that_knows_no_pictures_is_replaced_and_said_to_be(
+    own: str, original: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (original / "chat_template.jinja").write_text(own)
+    source = resolve_model(str(original))
+    written = (source.path / "chat_template.jinja").read_text()
+    assert written == INTERNVL_2_5.template("<IMG_CONTEXT>")
+    assert "does not write <IMG_CONTEXT>" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
