@@ -28,6 +28,7 @@ _COUNTS = {
     "depth": 1 << 10,
     "num_heads": 1 << 12,
     "embed_dim": 1 << 18,
+    "max_dynamic_patch": 1 << 10,
 }
 _OPTIONAL = ("num_key_value_heads", "head_dim", "image_seq_length")
 _MAX_IMAGE_SIZE = 1 << 14

@@ -51,6 +51,7 @@ _REFUSED: Mapping[str, tuple[object, tuple[object, ...]]] = {
     "compress_seq": (False, (False, None)),
     "rope_pos_id_version": ("default", ("default", None)),
 }
+_MOST_TILES = 1 << 10  # far beyond any model, and still few enough to try all grids of
 _LORA = ("use_llm_lora", "use_backbone_lora")
 
 
@@ -76,7 +77,7 @@ def translate(content: Mapping[str, Any], *, image_token_id: int | None = None) 
             raise _lora(key, content[key])
     for key, (default, able) in _REFUSED.items():
         _require(key, content.get(key, default), able)
-    tile_range(content)
+    _, most_tiles = tile_range(content)
     text, vision = _text(content), _vision(content)
     ratio = content.get("downsample_ratio", 0.5)
     if type(ratio) not in (int, float) or not 0 < ratio <= 1:
@@ -97,6 +98,7 @@ def translate(content: Mapping[str, Any], *, image_token_id: int | None = None) 
         "downsample_ratio": ratio,
         "image_seq_length": int(side * ratio) ** 2,
         "projector_hidden_act": "gelu",
+        "max_dynamic_patch": most_tiles,
         "tie_word_embeddings": text["tie_word_embeddings"],
         **stated,
     }
@@ -113,11 +115,11 @@ def tile_range(content: Mapping[str, Any]) -> tuple[int, int]:
         return 1, 1
     counts = {"min_dynamic_patch": 1, "max_dynamic_patch": 6, **content}
     fewest, most = (read_count(counts, f"{end}_dynamic_patch") for end in ("min", "max"))
-    if fewest > most:
+    if not fewest <= most <= _MOST_TILES:
         raise CheckpointError(
-            "config.json: min_dynamic_patch is larger than max_dynamic_patch",
-            expected=f"at most {most}",
-            found=fewest,
+            "config.json: min_dynamic_patch and max_dynamic_patch do not fit together",
+            expected=f"1 <= min_dynamic_patch <= max_dynamic_patch <= {_MOST_TILES}",
+            found=f"{fewest} and {most}",
         )
     if most > 1:
         _require("use_thumbnail", content.get("use_thumbnail", False), (True,))

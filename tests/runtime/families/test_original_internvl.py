@@ -193,6 +193,7 @@ def test_a_lora_that_is_not_merged_is_refused_by_name(key: str, rank: object) ->
         ({"max_dynamic_patch": None}, "max_dynamic_patch"),
         ({"min_dynamic_patch": 2.0}, "min_dynamic_patch"),
         ({"min_dynamic_patch": 13}, "min_dynamic_patch"),
+        ({"max_dynamic_patch": 10**9}, "max_dynamic_patch"),
     ],
 )
 def test_parts_and_numbers_that_are_wrong_are_named(changes: dict[str, Any], named: str) -> None:
@@ -216,6 +217,25 @@ def test_a_picture_has_as_many_tiles_as_the_config_says(
     content = {**INTERNVL_3, **changes}
     translate(content)
     assert tile_range(content) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "crops", "typical"),
+    [
+        ({}, 13, 13),
+        ({"max_dynamic_patch": 6}, 7, 7),
+        ({"max_dynamic_patch": 40}, 41, 13),
+        ({"max_dynamic_patch": 2}, 3, 1),
+        ({"dynamic_image_size": False}, 1, 1),
+    ],
+)
+def test_a_plan_reckons_with_the_tiles_that_the_config_allows(
+    changes: dict[str, Any], crops: int, typical: int
+) -> None:
+    dimensions = read_dimensions("a model", translate({**INTERNVL_3, **changes}))
+    assert (dimensions.crops, dimensions.typical_crops) == (crops, typical)
+    assert dimensions.num_image_tokens == 256 * crops
+    assert dimensions.typical_image_tokens == 256 * typical
 
 
 @pytest.mark.parametrize(
