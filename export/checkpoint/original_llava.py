@@ -108,7 +108,7 @@ def _write_small_files(
     write_generation_config(joined, config, tokenizer, conversation.end)
 
 
-def _add_visual_tokens(tokenizer: Any, model_type: str) -> dict[str, int]:
+def _add_visual_tokens(tokenizer: Any, model_type: str) -> dict[str, Any]:
     """Give the placeholders numbers: the original code has -200, which no tokenizer writes.
 
     Behind the last row of the embedding table or not: a placeholder's row is never read.
