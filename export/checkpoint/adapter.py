@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from divprune.export.checkpoint.tensor_file import (
     DTYPES,
     StoredTensor,
     read_tensor,
+    rows_apart,
     stored_tensors,
 )
 from divprune.runtime.directory.bounded_json import read_json_object
@@ -24,6 +25,8 @@ from divprune.runtime.errors import CheckpointError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
+
+    from divprune.export.families import Family
 
 __all__ = ["ADAPTER_CONFIG", "Adapter", "check_adapter"]
 
@@ -93,7 +96,7 @@ class Adapter:
         return {name: tensor for name, tensor in whole if tensor.file.name == _NOT_LORA}
 
     @classmethod
-    def open(cls, directory: Path, canonical_name: Callable[[str], str]) -> Adapter | None:
+    def open(cls, directory: Path, family: type[Family]) -> Adapter | None:
         """The adapter in a checkpoint's directory; None where there is none.
 
         Raises:
@@ -106,10 +109,15 @@ class Adapter:
         config, factors, replaced = read
         return cls(
             {
-                canonical_name(f"{module}.weight"): _delta(module, pair, config)
+                family.canonical_name(delta.b.key): delta
                 for module, pair in factors.items()
+                for delta in _deltas(module, pair, config, family)
             },
-            {canonical_name(key): tensor for key, tensor in replaced.items()},
+            {
+                family.canonical_name(part.key): part
+                for key, tensor in replaced.items()
+                for part in rows_apart(replace(tensor, key=key), family.joined_rows)
+            },
         )
 
     def names(self) -> frozenset[str]:
@@ -218,6 +226,16 @@ def _add(
     else:
         whole = key.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
         replaced[whole.replace(".base_layer.", ".")] = tensor
+
+
+def _deltas(
+    module: str, pair: Mapping[str, StoredTensor], config: Mapping[str, Any], family: type[Family]
+) -> Iterator[_Delta]:
+    """What is added to the layers that a module holds, most often one; B has the weight's key."""
+    whole = _delta(module, pair, config)
+    weight = replace(whole.b, key=f"{module}.weight")
+    for part in rows_apart(weight, family.joined_rows):
+        yield replace(whole, b=part)
 
 
 def _delta(module: str, pair: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> _Delta:

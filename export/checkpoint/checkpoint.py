@@ -27,6 +27,7 @@ from divprune.export.checkpoint.tensor_file import (
     DTYPES,
     StoredTensor,
     read_tensor,
+    rows_apart,
     stored_tensors,
 )
 from divprune.export.families import Family, class_of, family_class
@@ -130,14 +131,14 @@ class Checkpoint:
             packed_format = read_packed_format(content)
         tensors: dict[str, StoredTensor] = {}
         for file in weight_files(path):
-            for tensor in _readable_tensors(file):
+            for tensor in _readable_tensors(file, family):
                 name = family.canonical_name(_unwrapped(tensor.key))
                 if not name or _COMPUTED.search(name):
                     continue
                 if name in tensors:
                     raise _twice(name, tensors[name], tensor)
                 tensors[name] = tensor
-        adapter = Adapter.open(path, family.canonical_name)
+        adapter = Adapter.open(path, family)
         if adapter is not None:
             tensors = {**adapter.brought(), **tensors}
         checkpoint = cls(path, family, config, tensors, packed_format, adapter)
@@ -304,12 +305,12 @@ def _packed_layers(
     )
 
 
-def _readable_tensors(file: Path) -> Iterator[StoredTensor]:
-    """The tensors of a file, less the buffers that every version computes."""
+def _readable_tensors(file: Path, family: type[Family]) -> Iterator[StoredTensor]:
+    """The tensors of a file, less the buffers that every version computes; joined ones apart."""
     for tensor in stored_tensors(file):
         packed = tensor.key.endswith(PACKED_SUFFIXES)
         if tensor.dtype in DTYPES and (tensor.dtype != "I32" or packed):
-            yield tensor
+            yield from rows_apart(tensor, family.joined_rows)
         elif not _COMPUTED.search(tensor.key):
             raise UnsupportedError(
                 f"{tensor.key} is stored as {tensor.dtype}",

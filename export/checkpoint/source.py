@@ -22,10 +22,10 @@ from divprune.export.checkpoint.hub import (
     page_of,
     snapshot,
 )
-from divprune.export.checkpoint.original_layout import join_original
+from divprune.export.checkpoint.original import join_original
 from divprune.runtime.directory.path_text import check_utf8, expand_user, is_there
 from divprune.runtime.errors import CheckpointError, OptionError
-from divprune.runtime.families._original_llava import is_original, tower_folder, tower_name
+from divprune.runtime.families._original_llava import tower_folder
 
 __all__ = [
     "ModelSource",
@@ -46,7 +46,7 @@ class ModelSource:
         model_id: Hub id, or a local directory as ``--model`` takes it (never a bare name).
         revision: Commit hash on the hub; ``None`` for a local directory.
         joined: What keeps ``path`` while this is in use, where it is a directory of links: an
-            adapter with its model, or a checkpoint of LLaVA's original code with its tower.
+            adapter with its model, or a checkpoint of original code in transformers' form.
     """
 
     path: Path
@@ -72,17 +72,10 @@ def resolve_model(model: str, revision: str | None = None) -> ModelSource:
     """
     source = _find(model, revision)
     content = read_json_object(source.path / "config.json")
-    if not is_original(content):
-        return source
-    name = tower_name(content)
-    logger.warning(
-        "%s is in the layout of LLaVA's original code: it is converted while it is read, with the"
-        " tower %s",
-        model,
-        name,
-    )
-    find_tower = partial(_find_tower, name, expand_user(model))
+    find_tower = partial(_find_tower, expand_user(model))
     joined = join_original(source.path, content, find_tower)
+    if joined is None:
+        return source
     return replace(source, path=Path(joined.name), joined=(*source.joined, joined))
 
 
@@ -158,7 +151,7 @@ def _from_hub(model_id: str, revision: str | None) -> ModelSource:
     return ModelSource(path, model_id, path.name)
 
 
-def _find_tower(name: str, checkpoint: Path, with_weights: bool) -> Path:
+def _find_tower(checkpoint: Path, name: str, with_weights: bool) -> Path:
     """The vision tower that a checkpoint names: a directory, also beside it, or a hub id."""
     folder = tower_folder(name, checkpoint)
     if folder is not None:

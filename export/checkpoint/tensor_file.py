@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from divprune.runtime.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "StoredTensor", "read_tensor", "stored_tensors"]
+__all__ = ["DTYPES", "StoredTensor", "read_tensor", "rows_apart", "stored_tensors"]
 
 DTYPES = {
     "F16": ("float16", 2),
@@ -76,6 +77,44 @@ def read_tensor(tensor: StoredTensor) -> torch.Tensor:
         file.seek(tensor.offset)
         _read_into(file, buffer.numpy().data, tensor)
     return buffer.view(getattr(torch, torch_name)).reshape(tensor.shape)
+
+
+def rows_apart(
+    tensor: StoredTensor, joined_rows: Mapping[str, tuple[str, ...]]
+) -> list[StoredTensor]:
+    """The tensors whose rows lie in one behind the other, or the tensor itself.
+
+    Args:
+        tensor: Weight or bias of a linear layer, of a type in ``DTYPES``, or another tensor.
+        joined_rows: How names of joined layers end, and the endings of those in them.
+
+    Raises:
+        CheckpointError: if it has not as many rows as they need.
+    """
+    layer, _, kind = tensor.key.rpartition(".")
+    ending = next((end for end in joined_rows if layer.endswith(end)), None)
+    if ending is None or kind not in ("weight", "bias"):
+        return [tensor]
+    parts = joined_rows[ending]
+    rows, left = divmod(tensor.shape[0] if tensor.shape else 0, len(parts))
+    if left or not rows:
+        raise CheckpointError(
+            f"{tensor.key} does not hold {len(parts)} layers",
+            expected=f"a multiple of {len(parts)} rows",
+            found=list(tensor.shape),
+        )
+    shape = (rows, *tensor.shape[1:])
+    size = math.prod(shape) * DTYPES[tensor.dtype][1]
+    prefix = layer.removesuffix(ending)
+    return [
+        replace(
+            tensor,
+            key=f"{prefix}{part}.{kind}",
+            offset=tensor.offset + number * size,
+            shape=shape,
+        )
+        for number, part in enumerate(parts)
+    ]
 
 
 def _read_into(file: Any, view: memoryview, tensor: StoredTensor) -> None:

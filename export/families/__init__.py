@@ -46,7 +46,6 @@ def family_class(content: Mapping[str, Any]) -> type[Family]:
             f"the architecture {found} is not supported",
             expected="a model type of " + ", ".join(model_types()) + ", as transformers saves it",
             found=found,
-            fix=_conversion(found),
         )
     family = class_of(kind)
     family.check(content)
@@ -62,9 +61,3 @@ def class_of(kind: str) -> type[Family]:
         (entry, *_) = (e for e in entry_points(group=ENTRY_POINTS) if e.name == kind)
         family = entry.load()
     return family
-
-
-def _conversion(found: str) -> str | None:
-    """What helps with a layout that transformers itself cannot read."""
-    hints = (class_of(kind).conversion_hints for kind in model_types())
-    return next((by_name[found] for by_name in hints if found in by_name), None)

@@ -47,7 +47,7 @@ class AnyresBase:
     position_axes: ClassVar[int] = 1
     positions: ClassVar[tuple[str, ...]] = ("contiguous", "original")
     tower_prefix: ClassVar[str] = "vision_tower."
-    conversion_hints: ClassVar[Mapping[str, str]] = {}
+    joined_rows: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     model_class: ClassVar[str]
     known_as: ClassVar[str]
     taps: ClassVar[int] = 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from divprune.export.families._key_layout import KeyLayout
 from divprune.export.families.tower_signals import NEED_CLASS_TOKEN
 from divprune.export.selection.protocol import SIGNALS
 from divprune.runtime.directory.manifest_records import TowerInfo
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAYOUT",
-    "KeyLayout",
     "check_clip_tower",
     "clip_signals",
     "clip_tower_info",
@@ -24,28 +23,6 @@ __all__ = [
 ]
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
-
-
-@dataclass(frozen=True)
-class KeyLayout:
-    """How tensors of different layouts come to one name.
-
-    Attributes:
-        renames: Beginnings of names that are replaced, one after the other.
-        foreign: Beginnings of names that are no part of the model.
-    """
-
-    renames: tuple[tuple[str, str], ...]
-    foreign: tuple[str, ...] = ()
-
-    def canonical_name(self, key: str) -> str:
-        """The one name a tensor goes by; empty for one that is no part of the model."""
-        if key.startswith(self.foreign):
-            return ""
-        for old, new in self.renames:
-            if key.startswith(old):
-                key = new + key[len(old) :]
-        return key
 
 
 # Four layouts are in the wild: that of the llava-hf repositories, that of transformers 4.52 to

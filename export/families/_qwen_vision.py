@@ -30,7 +30,7 @@ class QwenVisionFamily:
     positions: ClassVar[tuple[str, ...]] = ("original",)
     # The mergers behind the blocks stay as they are: the selection compares what they make.
     tower_prefix: ClassVar[str] = "visual.blocks."
-    conversion_hints: ClassVar[Mapping[str, str]] = {}
+    joined_rows: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     architecture: ClassVar[str]
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -1,10 +1,11 @@
-"""InternVL3 and 3.5 as transformers has them: InternViT, pixel shuffle, a two-layer projector."""
+"""InternVL3 and 3.5: InternViT, pixel shuffle, a two-layer projector."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from divprune.export.families._key_layout import KeyLayout
 from divprune.export.families.protocol import VisionInput
 from divprune.runtime.directory.manifest_records import TowerInfo
 from divprune.runtime.errors import UnsupportedError
@@ -16,10 +17,30 @@ if TYPE_CHECKING:
 __all__ = ["FAMILY", "InternVLFamily"]
 
 _ARCHITECTURE = "InternVLForConditionalGeneration"
-_RENAMES = (
-    ("model.", ""),
-    ("language_model.model.", "language_model."),
-    ("language_model.lm_head.", "lm_head."),
+# Of the -hf repositories, of transformers 5, and of InternVL's original code.
+_LAYOUT = KeyLayout(
+    (
+        ("model.", ""),
+        ("language_model.model.", "language_model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("mlp1.0.", "multi_modal_projector.layer_norm."),
+        ("mlp1.1.", "multi_modal_projector.linear_1."),
+        ("mlp1.3.", "multi_modal_projector.linear_2."),
+    )
+)
+_ORIGINAL_TOWER = "vision_model."
+_TOWER_PARTS = (
+    (_ORIGINAL_TOWER, "vision_tower."),
+    (".class_embedding", ".cls_token"),
+    (".position_embedding", ".position_embeddings"),
+    (".patch_embedding.", ".patch_embeddings.projection."),
+    (".layers.", ".layer."),
+    (".attn.proj.", ".attention.projection_layer."),
+    (".attn.", ".attention."),
+    (".norm1.", ".layernorm_before."),
+    (".norm2.", ".layernorm_after."),
+    (".ls1", ".lambda_1"),
+    (".ls2", ".lambda_2"),
 )
 
 
@@ -30,9 +51,8 @@ class InternVLFamily:
     position_axes: ClassVar[int] = 1
     positions: ClassVar[tuple[str, ...]] = ("contiguous", "original")
     tower_prefix: ClassVar[str] = "vision_tower."
-    conversion_hints: ClassVar[Mapping[str, str]] = {
-        "InternVLChatModel": "use the conversion for transformers, whose name ends in -hf, such "
-        "as --model OpenGVLab/InternVL3-1B-hf"
+    joined_rows: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        ".attn.qkv": (".attn.q_proj", ".attn.k_proj", ".attn.v_proj")
     }
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -62,16 +82,16 @@ class InternVLFamily:
             f"the architecture {found} is not supported",
             expected=f"{_ARCHITECTURE} as transformers saves it (InternVL3, InternVL3.5)",
             found=f"{found}, model type {content.get('model_type')}",
-            fix=InternVLFamily.conversion_hints.get(found),
         )
 
     @staticmethod
     def canonical_name(key: str) -> str:
         """See ``protocol.Family``."""
-        for old, new in _RENAMES:
-            if key.startswith(old):
-                key = new + key[len(old) :]
-        return key
+        name = _LAYOUT.canonical_name(key)
+        if name.startswith(_ORIGINAL_TOWER):
+            for old, new in _TOWER_PARTS:
+                name = name.replace(old, new)
+        return name
 
     @property
     def text_config(self) -> PreTrainedConfig:

@@ -37,7 +37,7 @@ class LlavaFamily:
     position_axes: ClassVar[int] = 1
     positions: ClassVar[tuple[str, ...]] = ("contiguous", "original")
     tower_prefix: ClassVar[str] = "vision_tower."
-    conversion_hints: ClassVar[Mapping[str, str]] = {}
+    joined_rows: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self._config: Any = config

@@ -38,15 +38,15 @@ class Family(Protocol):
         positions: What ``--positions`` may be, the default first.
         tower_prefix: How canonical names of the linear layers begin that ``--vision-quant``
             is about.
-        conversion_hints: For architectures of the same models in a layout that transformers
-            cannot read, what helps.
+        joined_rows: Linear layers of a layout that hold several ones of transformers', one behind
+            the other along their outputs: how their names end, and the endings of those.
     """
 
     name: ClassVar[str]
     position_axes: ClassVar[int]
     positions: ClassVar[tuple[str, ...]]
     tower_prefix: ClassVar[str]
-    conversion_hints: ClassVar[Mapping[str, str]]
+    joined_rows: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def __init__(self, config: PreTrainedConfig) -> None:
         """Bind to a config.
@@ -61,7 +61,7 @@ class Family(Protocol):
         """Check ``config.json`` before transformers reads it.
 
         Raises:
-            UnsupportedError: naming the architecture, with the conversion that helps.
+            UnsupportedError: naming the architecture.
         """
         ...
 

@@ -36,7 +36,7 @@ class SmolVLMFamily:
     position_axes: ClassVar[int] = 1
     positions: ClassVar[tuple[str, ...]] = ("contiguous", "original")
     tower_prefix: ClassVar[str] = "vision_model."
-    conversion_hints: ClassVar[Mapping[str, str]] = {}
+    joined_rows: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     architecture: ClassVar[str] = "SmolVLMForConditionalGeneration"
     takes_videos: ClassVar[bool] = True
 

@@ -33,6 +33,7 @@ _COUNTS = {
     "depth": 1 << 10,
     "num_heads": 1 << 12,
     "embed_dim": 1 << 18,
+    "max_dynamic_patch": 1 << 10,
 }
 _OPTIONAL = ("num_key_value_heads", "head_dim", "image_seq_length")
 _MAX_PATCH_SIZE = 1 << 10

@@ -51,7 +51,6 @@ _PROCESSORS = ("GotOcr2ImageProcessor",)
 _VIDEO = "<video>"
 _START, _END = "<img>", "</img>"
 _TYPICAL = (640, 480)
-_TYPICAL_CROPS = 13  # 4 x 3 tiles of such a picture, and the thumbnail
 _MAX_TILES = 1024
 _TILES = 12  # where preprocessor_config.json is not at hand
 _TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -156,16 +155,19 @@ class InternVL:
             num_channels=read_count(vision, "num_channels"),
             feature_size=vision["hidden_size"] * shuffle**2,
         )
-        each, most = (side // shuffle) ** 2, _crops(_TILES)
+        # Of the original code's config; transformers says it of the image processor alone.
+        tiles = content.get("max_dynamic_patch", _TILES)
+        typical = math.prod(choose_grid(*_TYPICAL, read_count(vision, "image_size"), 1, tiles))
+        each, most = (side // shuffle) ** 2, _crops(tiles)
         return ModelDimensions(
             name,
             tower,
             read_text(text),
             most * each,
             read_packed(content),
-            typical_image_tokens=_TYPICAL_CROPS * each,
+            typical_image_tokens=_crops(typical) * each,
             crops=most,
-            typical_crops=_TYPICAL_CROPS,
+            typical_crops=_crops(typical),
         )
 
     @property

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (the keys are quotations)
-"""Which advice is followed by which test, and which is not followed and why.
+"""Which advice is followed by which test.
 
 A new ``fix=`` belongs into one of these; ``test_sites.py`` fails until it is there.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["ELSEWHERE", "FOLLOWED", "NOT_HERE"]
+__all__ = ["ELSEWHERE", "FOLLOWED"]
 __all__ += [
     "CHECKPOINTS",
     "CLUSTER",
@@ -189,10 +189,13 @@ DIRECTORIES: Mapping[str, str] = {
 }
 
 ORIGINAL: Mapping[str, str] = {
-    # Case of test_original_layout.py: the advice about checkpoints of LLaVA's original code.
+    # Case of test_original_layout.py: the advice about checkpoints of original code.
     "a tower that is nowhere": 'export/checkpoint/source.py::_find_tower::"write the tower\'s directory or hub id to mm_vision_tower in config.json"',
     "no tower": 'runtime/families/_original_llava.py::tower_name::\'write it there, for LLaVA-1.5: "mm_vision_tower": "openai/clip-vit-large-patch14-336"\'',
-    "a tower without its processor": "export/checkpoint/original_layout.py::_processor::'download the tower again, with its preprocessor_config.json'",
+    "a tower without its processor": "export/checkpoint/original/llava.py::_processor::'download the tower again, with its preprocessor_config.json'",
+    "a LoRA that is not merged": "runtime/families/_original_internvl.py::_lora::'merge it with the original InternVL code, in its folder internvl_chat: python tools/merge_lora.py CHECKPOINT MERGED'",
+    "a tokenizer without pictures": 'export/checkpoint/original/internvl.py::_image_token_id::"copy the tokenizer\'s files of the model that it was fine-tuned from into the checkpoint: tokenizer.json and tokenizer_config.json, or vocab.json, merges.txt, added_tokens.json and tokenizer_config.json"',
+    "a conversation of one's own": "export/checkpoint/original/internvl.py::_write_template::f'write the conversation to chat_template.jinja in the checkpoint, with {picture} where a picture stands'",
 }
 
 EXPORTS: Mapping[str, str] = {
@@ -368,12 +371,4 @@ ELSEWHERE: Mapping[str, str] = {
     "runtime/generation/kept_tokens.py::_count::'leave --keep out'": "tests/end_to_end/test_inside_the_llm.py",
     "export/checkpoint/source.py::_find::nearest_preset(model)": "tests/export/checkpoint/test_source.py",
     "export/checkpoint/hub.py::_hub_error::f'take a branch, tag or commit from {url}/commits/main'": "tests/export/checkpoint/test_source.py",
-}
-
-# What cannot be done where tests run, by what it takes.
-NOT_HERE: Mapping[str, tuple[str, ...]] = {
-    "the network: a model hub, or the package of somebody else": (
-        "export/families/__init__.py::family_class::_conversion(found)",
-        "export/families/internvl.py::InternVLFamily.check::InternVLFamily.conversion_hints.get(found)",
-    ),
 }

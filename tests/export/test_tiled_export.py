@@ -37,15 +37,6 @@ def change(path: Path, file: str, **changes: Any) -> Path:
     return path
 
 
-def test_the_original_layout_is_refused_with_the_conversion_that_helps(
-    checkpoint: Callable[[str], Path],
-) -> None:
-    path = checkpoint("internvl-qwen2-hub")
-    change(path, "config.json", model_type="internvl_chat", architectures=["InternVLChatModel"])
-    with pytest.raises(UnsupportedError, match=r"(?s)InternVLChatModel.*fix:.*-hf"):
-        export(path)
-
-
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_a_limit_bounds_the_ranges_in_the_manifest(
     name: str, checkpoint: Callable[[str], Path]

@@ -18,13 +18,7 @@ from divprune.runtime.directory.manifest import MANIFEST_NAME, Manifest
 from divprune.runtime.directory.path_text import expand_user, is_there
 from divprune.runtime.directory.quant_scheme import parse_scheme
 from divprune.runtime.errors import CheckpointError, OptionError
-from divprune.runtime.families import read_dimensions
-from divprune.runtime.families._original_llava import (
-    is_original,
-    tower_folder,
-    tower_name,
-    translate,
-)
+from divprune.runtime.families import _original_internvl, _original_llava, read_dimensions
 from divprune.runtime.families.dimensions import ModelDimensions, TextDimensions
 
 __all__ = ["PlannedModel", "dimensions_of", "find_model"]
@@ -65,7 +59,7 @@ def find_model(model: str) -> PlannedModel:
         return _from_directory(path)
     if _HUB_ID.fullmatch(model) and not model.startswith("."):
         config = _read_config(_cached_config(model))
-        return PlannedModel(read_dimensions(model, _with_tower(config, Path())))
+        return PlannedModel(read_dimensions(model, _translated(config, Path())))
     guess = suggest_preset(model)
     raise OptionError(
         f"{model} is not a preset, a directory or a hub id",
@@ -108,20 +102,22 @@ def dimensions_of(manifest: Manifest) -> ModelDimensions:
 def _from_directory(path: Path) -> PlannedModel:
     file = path / MANIFEST_NAME
     if not file.is_file():
-        config = _with_tower(_read_config(path / "config.json"), path)
+        config = _translated(_read_config(path / "config.json"), path)
         return PlannedModel(read_dimensions(str(path), config))
     manifest = read_manifest(path.resolve())
     return PlannedModel(dimensions_of(manifest), manifest.selector.keep or None, manifest)
 
 
-def _with_tower(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The config of LLaVA's original code with its tower's put in; any other as it is."""
-    if not is_original(config):
+def _translated(config: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The config of original code in transformers' form, LLaVA's with its tower's put in."""
+    if _original_internvl.is_original(config):
+        return _original_internvl.translate(config)
+    if not _original_llava.is_original(config):
         return config
-    name = tower_name(config)
-    folder = tower_folder(name, checkpoint)
+    name = _original_llava.tower_name(config)
+    folder = _original_llava.tower_folder(name, checkpoint)
     file = _cached_config(name) if folder is None else folder / "config.json"
-    return translate(config, _read_config(file))
+    return _original_llava.translate(config, _read_config(file))
 
 
 def _cached_config(hub_id: str) -> Path:

@@ -128,6 +128,50 @@ def test_both_key_layouts_have_the_same_names(hub: str, v5: str) -> None:
     assert not canonical.startswith("model.")
 
 
+@pytest.mark.parametrize(
+    ("original", "canonical"),
+    [
+        ("embeddings.class_embedding", "embeddings.cls_token"),
+        ("embeddings.position_embedding", "embeddings.position_embeddings"),
+        ("embeddings.patch_embedding.bias", "embeddings.patch_embeddings.projection.bias"),
+        (
+            "encoder.layers.11.attn.proj.weight",
+            "encoder.layer.11.attention.projection_layer.weight",
+        ),
+        ("encoder.layers.11.attn.q_proj.weight", "encoder.layer.11.attention.q_proj.weight"),
+        ("encoder.layers.0.attn.k_norm.weight", "encoder.layer.0.attention.k_norm.weight"),
+        ("encoder.layers.0.norm1.bias", "encoder.layer.0.layernorm_before.bias"),
+        ("encoder.layers.0.norm2.weight", "encoder.layer.0.layernorm_after.weight"),
+        ("encoder.layers.0.mlp.fc1.bias", "encoder.layer.0.mlp.fc1.bias"),
+        ("encoder.layers.0.ls1", "encoder.layer.0.lambda_1"),
+        ("encoder.layers.0.ls2", "encoder.layer.0.lambda_2"),
+    ],
+)
+def test_names_of_the_original_tower_become_those_of_transformers(
+    original: str, canonical: str
+) -> None:
+    name = f"vision_tower.{canonical}"
+    assert InternVLFamily.canonical_name(f"vision_model.{original}") == name
+    assert InternVLFamily.canonical_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("original", "canonical"),
+    [
+        ("mlp1.0.weight", "multi_modal_projector.layer_norm.weight"),
+        ("mlp1.1.bias", "multi_modal_projector.linear_1.bias"),
+        ("mlp1.3.weight", "multi_modal_projector.linear_2.weight"),
+        ("language_model.model.norm.weight", "language_model.norm.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_names_of_the_original_projector_and_decoder_become_those_of_transformers(
+    original: str, canonical: str
+) -> None:
+    assert InternVLFamily.canonical_name(original) == canonical
+    assert InternVLFamily.canonical_name(canonical) == canonical
+
+
 def test_facts_are_those_of_the_config() -> None:
     family = InternVLFamily(config())
     assert family.facts() == {"tile_size": 16, "tile_side": 2}
@@ -154,11 +198,21 @@ def test_defaults_of_the_plan_are_those_of_transformers() -> None:
     assert read_dimensions("made-up", stated).tower == InternVLFamily(settings).tower
 
 
-def test_the_original_repositories_are_refused_with_the_conversion_that_helps() -> None:
-    content = {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]}
-    with pytest.raises(UnsupportedError, match=r"(?s)InternVLChatModel.*fix:.*-hf"):
-        InternVLFamily.check(content)
-    InternVLFamily.check(config().to_dict() | {"architectures": None})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "internvl_chat"},
+        {"model_type": None},
+        {"architectures": ["InternVLChatModel"]},
+        {"architectures": ["InternVLModel"]},
+        {"architectures": ["InternVLForConditionalGeneration", "InternVLModel"]},
+    ],
+)
+def test_other_architectures_are_refused_by_name(changes: dict[str, Any]) -> None:
+    content = config().to_dict() | {"architectures": None}
+    InternVLFamily.check(content)
+    with pytest.raises(UnsupportedError, match="InternVL"):
+        InternVLFamily.check(content | changes)
 
 
 @pytest.mark.parametrize(

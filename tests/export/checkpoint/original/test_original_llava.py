@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import write_hub_cache
 from divprune.export.checkpoint.checkpoint import Checkpoint
-from divprune.export.checkpoint.original_templates import conversation_of
+from divprune.export.checkpoint.original.conversations import conversation_of
 from divprune.export.checkpoint.source import resolve_model
 from divprune.runtime.errors import CheckpointError, UnsupportedError
 from divprune.runtime.inputs.chat_template import ChatTemplate
