@@ -187,14 +187,20 @@ Checkpoints as transformers has saved them since 4.52, and the `-hf` repositorie
 safetensors, or else in `pytorch_model.bin`, which is read where it lies: nothing in it is run. LoRA
 adapters beside the weights, or alone with the name of their model, are merged while they are read.
 
-Checkpoints of LLaVA's original code (`LlavaLlamaForCausalLM`, `LlavaMistralForCausalLM`,
-`LlavaQwenForCausalLM`: LLaVA-1.5, LLaVA-1.6, OneVision, and what is trained with it) are read
-directly: `--model liuhaotian/llava-v1.5-7b`, or a directory. The tower comes from where
-`mm_vision_tower` says, no weight is copied, and what that code saves with LoRA
-(`non_lora_trainables.bin`) is taken on the base that it names. The conversation is the original
-code's; a warning says which one was chosen. Answers are compared with that code's steps
-([test](../tests/end_to_end/test_original_layout.py)) on small random checkpoints. Projectors
-other than `mlp2x_gelu`, resamplers and grids that transformers' LLaVA has not are refused by name.
+Checkpoints in the layout of the code that a model was first published with, which is that of most
+fine-tunes, are read directly, by their hub id or as a directory; no weight is copied, and what
+transformers' model has no place for is refused by name:
+
+- LLaVA-1.5, LLaVA-1.6 and OneVision (`LlavaLlamaForCausalLM`, `LlavaMistralForCausalLM`,
+  `LlavaQwenForCausalLM`). The tower comes from where `mm_vision_tower` says, and what that code
+  saves with LoRA (`non_lora_trainables.bin`) is put on the base that it names. The conversation is
+  the original code's; a warning says which one was chosen.
+- InternVL3 and 3.5 (`InternVLChatModel`) with a Qwen decoder and the conversation `internvl2_5`, or
+  another one in `chat_template.jinja`.
+
+Answers are compared with the steps of that code, written down in tests, on small random checkpoints
+([LLaVA](../tests/end_to_end/test_original_layout.py),
+[InternVL](../tests/end_to_end/test_original_internvl.py)).
 """
 
 
