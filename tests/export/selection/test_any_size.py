@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -151,10 +152,12 @@ def test_9216_tokens_are_selected_in_a_fraction_of_their_matrix(tmp_path: Path) 
     model = write_selection(get_selector("divprune", LARGE), None, None, 64, ir.DataType.FLOAT16)
     ir.save(model, tmp_path / "selection.onnx")
     command = [sys.executable, "-c", _SELECT_9216, str(tmp_path / "selection.onnx")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Freed blocks go back at once: what glibc holds differs from run to run.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     kept, mebibytes = map(int, done.stdout.split())
     assert kept == 40
-    assert 0 < mebibytes < 324, "as much as the matrix alone"
+    assert 0 < mebibytes < 324 / 3, "a third of the matrix"
 
 
 def test_random_leaves_out_of_the_largest_permutation_what_a_picture_has_not() -> None:

@@ -286,7 +286,7 @@ def test_a_template_without_an_end_is_stopped(name, monkeypatch):
     started = time.monotonic()
     with pytest.raises(PromptError, match=r"the chat template (fails|fills)"):
         ChatTemplate(HOSTILE[name], {}).render([{"role": "user", "content": []}])
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # without an end, on a busy machine
 
 
 def test_each_rendering_has_its_own_bounds(monkeypatch):
